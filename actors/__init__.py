@@ -1,0 +1,1 @@
+"""Ray: places the parts on devices, supervises them, and embeds the pipeline."""

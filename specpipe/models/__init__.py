@@ -1,0 +1,1 @@
+"""Models: files, weights, caches and the forward pass."""

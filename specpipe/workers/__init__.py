@@ -1,0 +1,1 @@
+"""The two loops around a model: one drafts, one verifies."""
