@@ -1,0 +1,448 @@
+"""The state machine that owns the truth: events in, commands out.
+
+Committed tokens live here alone; K/V caches, guesses, a whole worker can be lost and rebuilt from
+them. The coordinator knows no clock, socket, thread or model: `handle(event, now)` is all there is,
+so the same object runs under Ray, in tests with scripted workers, and on a virtual clock.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from specpipe.messages import (
+    Block,
+    Close,
+    Closed,
+    Exhausted,
+    Failed,
+    FromWorker,
+    Opened,
+    Progress,
+    Ready,
+    Resync,
+    Role,
+    ToDraft,
+    ToTarget,
+    Verdict,
+)
+from specpipe.metrics import RequestMetrics
+from specpipe.policy import Policy, Situation
+from specpipe.sampling import Sampling
+from specpipe.sequence import BlockFate, DraftState, SequenceState
+from specpipe.stopping import FinishReason, cut_at_stop
+
+# -- events, besides the messages from the workers
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """A new request: continue `tokens` by at most `max_tokens`."""
+
+    request: int
+    tokens: Sequence[int]
+    max_tokens: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """The user wants no more of a request."""
+
+    request: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """This incarnation of a worker is gone."""
+
+    role: Role
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A worker is gone and will not come back."""
+
+    role: Role
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """The time of a StartTimer is over."""
+
+    request: int
+    timer: int
+
+
+Event = Submit | Abort | Lost | Gone | TimerFired | FromWorker
+
+# -- commands
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a message to this incarnation of a worker."""
+
+    role: Role
+    incarnation: int
+    message: ToDraft | ToTarget
+
+
+@dataclass(frozen=True, slots=True)
+class StartTimer:
+    """Hand back TimerFired(request, timer) after so many seconds."""
+
+    request: int
+    timer: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokens became final; `start` counts from the beginning of the prompt."""
+
+    request: int
+    start: int
+    tokens: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """A request ended; `cause` is one line, empty unless the reason is an error."""
+
+    request: int
+    reason: FinishReason
+    cause: str
+    metrics: RequestMetrics
+
+
+Command = Send | StartTimer | Tokens | Finish
+
+
+def _urgency(command: Command) -> int:
+    """The target first, since it idles; the user last, since nobody idles for them."""
+    if isinstance(command, Send):
+        return 0 if command.role == "target" else 1
+    return 2
+
+
+@dataclass(slots=True)
+class _Worker:
+    """What the coordinator knows of a worker; `held` are the requests that have a slot there."""
+
+    incarnation: int = 0
+    up: bool = False
+    gone: str | None = None
+    num_slots: int = 0
+    context_length: int = 0
+    held: set[int] = field(default_factory=set)
+
+    @property
+    def free(self) -> int:
+        return self.num_slots - len(self.held) if self.up else 0
+
+
+class Coordinator:
+    """Drives any number of requests through one draft and one target.
+
+    Args:
+        policy: decides when to verify, and how much.
+        lookahead: most drafted tokens ahead of the committed ones.
+        prefill_chunk: most tokens fed by one extend that judges nothing.
+        wait_timeout_s: how long to wait for a promised draft token.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        lookahead: int = 64,
+        prefill_chunk: int = 256,
+        wait_timeout_s: float = 1.0,
+    ) -> None:
+        self.sequences: dict[int, SequenceState] = {}
+        self.workers: dict[Role, _Worker] = {"draft": _Worker(), "target": _Worker()}
+        self._policy = policy
+        self._lookahead = lookahead
+        self._prefill_chunk = prefill_chunk
+        self._wait_timeout_s = wait_timeout_s
+        self._queue: deque[int] = deque()
+        self._last_id = 0
+        self._now = 0.0
+        self._commands: list[Command] = []
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            Submit: self._on_submit,
+            Abort: self._on_abort,
+            Lost: self._on_lost,
+            Gone: self._on_gone,
+            TimerFired: self._on_timer,
+            Ready: self._on_ready,
+            Closed: self._on_closed,
+            Failed: self._on_failed,
+            Opened: self._on_opened,
+            Block: self._on_block,
+            Exhausted: self._on_exhausted,
+            Resync: self._on_resync,
+            Verdict: self._on_verdict,
+            Progress: self._on_progress,
+        }
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Take one event at the time `now` (seconds, never decreasing); say what is to be done.
+
+        Commands to one worker are in the order in which they must be sent.
+        """
+        self._now, self._commands = now, []
+        self._handlers[type(event)](event)
+        self._admit()
+        for sequence in self.sequences.values():
+            self._dispatch(sequence)
+        return sorted(self._commands, key=_urgency)
+
+    # -- the user
+
+    def _on_submit(self, event: Submit) -> None:
+        sequence = SequenceState(
+            event.request,
+            event.sampling,
+            len(event.tokens),
+            event.max_tokens,
+            list(event.tokens),
+            RequestMetrics(submitted=self._now, prompt_tokens=len(event.tokens)),
+        )
+        self.sequences[event.request] = sequence
+        self._queue.append(event.request)
+        if self.workers["target"].gone is not None:
+            self._finish(sequence, "error", self.workers["target"].gone)
+
+    def _on_abort(self, event: Abort) -> None:
+        if sequence := self.sequences.get(event.request):
+            self._finish(sequence, "abort")
+
+    def _on_timer(self, event: TimerFired) -> None:
+        sequence = self.sequences.get(event.request)
+        if sequence and sequence.timer == event.timer:
+            sequence.timer, sequence.must_send = None, True
+            sequence.metrics.timeouts += 1
+
+    # -- the workers' lives
+
+    def _on_ready(self, event: Ready) -> None:
+        worker = self.workers[event.role]
+        if event.incarnation <= worker.incarnation:
+            return
+        if worker.up:
+            self._lose(event.role)
+        worker.incarnation, worker.up, worker.gone = event.incarnation, True, None
+        worker.num_slots, worker.context_length = event.num_slots, event.context_length
+
+    def _on_lost(self, event: Lost) -> None:
+        worker = self.workers[event.role]
+        if worker.up and event.incarnation == worker.incarnation:
+            self._lose(event.role)
+
+    def _lose(self, role: Role) -> None:
+        worker = self.workers[role]
+        worker.up = False
+        worker.held.clear()
+        for sequence in self.sequences.values():
+            if role == "draft":
+                sequence.lose_draft()
+            else:
+                sequence.lose_target()
+
+    def _on_gone(self, event: Gone) -> None:
+        worker = self.workers[event.role]
+        if worker.up:
+            self._lose(event.role)
+        worker.gone = event.cause
+        if event.role == "target":
+            for sequence in list(self.sequences.values()):
+                self._finish(sequence, "error", event.cause)
+
+    def _on_closed(self, event: Closed) -> None:
+        worker = self.workers[event.role]
+        if event.incarnation == worker.incarnation:
+            worker.held.discard(event.request)
+
+    def _on_failed(self, event: Failed) -> None:
+        if sequence := self._current(event.role, event):
+            if event.role == "target":
+                self._finish(sequence, "error", event.cause)
+            else:
+                sequence.draft = DraftState.FAILED
+
+    # -- the draft
+
+    def _on_opened(self, event: Opened) -> None:
+        if sequence := self._opened("draft", event):
+            sequence.draft = DraftState.OPEN
+
+    def _on_exhausted(self, event: Exhausted) -> None:
+        if sequence := self._opened("draft", event):
+            sequence.exhausted_at = max(sequence.exhausted_at, event.serial)
+
+    def _on_resync(self, event: Resync) -> None:
+        if sequence := self._opened("draft", event):
+            self._open(sequence)
+
+    def _on_block(self, event: Block) -> None:
+        if (sequence := self._opened("draft", event)) is None:
+            return
+        for begun, ended in zip(event.begun, event.ended, strict=True):
+            sequence.metrics.drafting.add(begun, ended)
+        fate = sequence.take_block(event)
+        if fate is BlockFate.STALE:
+            sequence.metrics.stale_blocks += 1
+        elif fate is BlockFate.ERROR:
+            sequence.metrics.protocol_errors += 1
+            self._open(sequence)
+
+    # -- the target
+
+    def _on_progress(self, event: Progress) -> None:
+        if sequence := self._answered(event):
+            sequence.extend = None
+            sequence.target_length = event.length
+
+    def _on_verdict(self, event: Verdict) -> None:
+        sequence = self._answered(event)
+        if sequence is None:
+            return
+        block = sequence.in_flight
+        if event.accepted > len(block):
+            cause = f"the target accepted {event.accepted} of {len(block)} tokens"
+            self._finish(sequence, "error", cause)
+            return
+        metrics = sequence.metrics
+        metrics.target_forwards += 1
+        if sequence.handover_from is not None:
+            metrics.handovers.append(event.received - sequence.handover_from)
+        decided = [*(d.token for d in block[: event.accepted]), event.token]
+        tokens, reason = cut_at_stop(
+            decided, self._left(sequence), sequence.sampling.stop_token_ids
+        )
+        metrics.note_accepted([d.moment for d in block[: event.accepted][: len(tokens)]])
+        metrics.verifying.add(event.begun, event.ended)
+        sequence.target_length = len(sequence.committed) + event.accepted
+        self._commit(sequence, tokens)
+        sequence.handover_from = event.ended if sequence.waiting else None
+        if reason:
+            self._finish(sequence, reason)
+
+    def _commit(self, sequence: SequenceState, tokens: Sequence[int]) -> None:
+        """Make tokens final: commits and rollbacks alike."""
+        start = len(sequence.committed)
+        metrics = sequence.metrics
+        metrics.completion_tokens += len(tokens)
+        if metrics.first_token is None:
+            metrics.first_token = self._now
+        commit = sequence.commit(tokens, self._limit(sequence, len(tokens)))
+        if sequence.draft in {DraftState.OPENING, DraftState.OPEN}:
+            self._send("draft", commit)
+        self._commands.append(Tokens(sequence.request, start, tokens))
+
+    # -- what follows from the state
+
+    def _admit(self) -> None:
+        """Give free slots to sequences in the order of their coming."""
+        target, draft = self.workers["target"], self.workers["draft"]
+        for sequence in self.sequences.values():
+            request = sequence.request
+            if request not in target.held and target.free > 0:
+                target.held.add(request)
+                if request in self._queue:
+                    self._queue.remove(request)
+            undrafted = sequence.draft is DraftState.ABSENT and request not in self._queue
+            if undrafted and draft.free > 0:
+                self._open(sequence)
+
+    def _dispatch(self, sequence: SequenceState) -> None:
+        """Give the target its next work on this sequence, or wait for the draft."""
+        target = self.workers["target"]
+        if sequence.request not in target.held or sequence.extend is not None:
+            return
+        behind = len(sequence.committed) - 1 - sequence.target_length
+        if behind > self._prefill_chunk:
+            self._send("target", sequence.prefill(self._next_id(), self._prefill_chunk))
+            return
+        largest = self._left(sequence) - 1
+        situation = Situation(
+            confidences=[d.confidence for d in sequence.waiting],
+            largest_block=largest,
+            may_wait=sequence.drafting
+            and not sequence.must_send
+            and len(sequence.waiting) < largest,
+        )
+        count = self._policy.decide(situation)
+        if count is not None:
+            self._send("target", sequence.verify(self._next_id(), count))
+            return
+        sequence.handover_from = None
+        if sequence.timer is None:
+            sequence.timer = self._next_id()
+            self._commands.append(
+                StartTimer(sequence.request, sequence.timer, self._wait_timeout_s)
+            )
+
+    def _open(self, sequence: SequenceState) -> None:
+        self.workers["draft"].held.add(sequence.request)
+        self._send("draft", sequence.open(self._limit(sequence, 0)))
+
+    def _finish(self, sequence: SequenceState, reason: FinishReason, cause: str = "") -> None:
+        del self.sequences[sequence.request]
+        if sequence.request in self._queue:
+            self._queue.remove(sequence.request)
+        sequence.metrics.finished = self._now
+        for role, worker in self.workers.items():
+            if worker.up and sequence.request in worker.held:
+                self._send(role, Close(sequence.request))
+        self._commands.append(Finish(sequence.request, reason, cause, sequence.metrics))
+
+    # -- small helpers
+
+    def _left(self, sequence: SequenceState) -> int:
+        return sequence.left(self.workers["target"].context_length)
+
+    def _limit(self, sequence: SequenceState, more: int) -> int:
+        """How long the draft's chain may get once `more` tokens are committed.
+
+        The last token of a request needs no guess: the target always adds one of its own.
+        """
+        committed = len(sequence.committed) + more
+        whole = sequence.prompt_length + sequence.max_tokens - 1
+        if self.workers["target"].up:
+            whole = min(whole, self.workers["target"].context_length - 1)
+        return min(whole, committed + self._lookahead)
+
+    def _send(self, role: Role, message: ToDraft | ToTarget) -> None:
+        self._commands.append(Send(role, self.workers[role].incarnation, message))
+
+    def _next_id(self) -> int:
+        self._last_id += 1
+        return self._last_id
+
+    def _current(
+        self, role: Role, event: Opened | Exhausted | Resync | Block | Verdict | Progress | Failed
+    ) -> SequenceState | None:
+        """The sequence that a message is about, if its sender is the worker of today."""
+        if event.incarnation != self.workers[role].incarnation or not self.workers[role].up:
+            return None
+        return self.sequences.get(event.request)
+
+    def _opened(
+        self, role: Role, event: Opened | Exhausted | Resync | Block
+    ) -> SequenceState | None:
+        sequence = self._current(role, event)
+        if sequence and sequence.draft in {DraftState.OPENING, DraftState.OPEN}:
+            return sequence
+        return None
+
+    def _answered(self, event: Verdict | Progress) -> SequenceState | None:
+        """The sequence whose extend this answers; anything else is late or doubled."""
+        sequence = self._current("target", event)
+        if sequence and sequence.extend and sequence.extend.extend_id == event.extend_id:
+            return sequence
+        return None

@@ -1,0 +1,132 @@
+"""What one request cost and what speculation brought it.
+
+Rates are None where they have no meaning: without a draft, or before anything was counted.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Spans:
+    """Stretches of time of one worker, in order and without overlap; seconds."""
+
+    begun: list[float] = field(default_factory=list)
+    ended: list[float] = field(default_factory=list)
+
+    def add(self, begun: float, ended: float) -> None:
+        """Append a stretch that begins no earlier than the last one ended."""
+        if self.ended:
+            begun = max(begun, self.ended[-1])
+        if ended > begun:
+            self.begun.append(begun)
+            self.ended.append(ended)
+
+    def total(self) -> float:
+        """Seconds in all."""
+        return sum(self.ended) - sum(self.begun)
+
+    def covers(self, moment: float) -> bool:
+        """Whether a moment lies in one of the stretches."""
+        i = bisect_right(self.begun, moment) - 1
+        return i >= 0 and moment < self.ended[i]
+
+    def common(self, other: "Spans") -> float:
+        """Seconds that lie in stretches of both."""
+        i = j = 0
+        seconds = 0.0
+        while i < len(self.begun) and j < len(other.begun):
+            begun = max(self.begun[i], other.begun[j])
+            ended = min(self.ended[i], other.ended[j])
+            seconds += max(0.0, ended - begun)
+            if self.ended[i] <= other.ended[j]:
+                i += 1
+            else:
+                j += 1
+        return seconds
+
+
+@dataclass(slots=True)
+class RequestMetrics:
+    """Counts and times of one request, kept by the coordinator.
+
+    Attributes:
+        submitted, first_token, finished: moments on the coordinator's clock; seconds.
+        prompt_tokens, completion_tokens: token counts.
+        target_forwards: forward passes that gave a verdict, empty blocks included.
+        drafted: tokens that arrived from the draft and continued the chain.
+        sent: drafted tokens that went into blocks.
+        accepted: of those, the ones that stand in the output.
+        useful: of those, the ones drafted while a verification ran.
+        rollbacks: commits that contradicted what was drafted.
+        stale_blocks: blocks dropped because they continued an abandoned chain.
+        protocol_errors: messages that should not have been possible.
+        timeouts: times that a promised draft token did not come.
+        handovers: seconds from a verdict's leaving the target to the next block's arrival there,
+            where tokens were waiting.
+    """
+
+    submitted: float = 0.0
+    first_token: float | None = None
+    finished: float | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    target_forwards: int = 0
+    drafted: int = 0
+    sent: int = 0
+    accepted: int = 0
+    useful: int = 0
+    rollbacks: int = 0
+    stale_blocks: int = 0
+    protocol_errors: int = 0
+    timeouts: int = 0
+    handovers: list[float] = field(default_factory=list)
+    verifying: Spans = field(default_factory=Spans)
+    drafting: Spans = field(default_factory=Spans)
+
+    def note_accepted(self, drafted_at: Sequence[float]) -> None:
+        """Count accepted tokens, given the moments at which each was being drafted."""
+        self.accepted += len(drafted_at)
+        self.useful += sum(self.verifying.covers(moment) for moment in drafted_at)
+
+    @property
+    def wasted(self) -> int:
+        """Tokens drafted and never accepted."""
+        return self.drafted - self.accepted
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Accepted tokens by tokens sent in blocks."""
+        return self.accepted / self.sent if self.sent else None
+
+    @property
+    def mean_acceptance_length(self) -> float | None:
+        """Committed tokens by target forwards."""
+        return self.completion_tokens / self.target_forwards if self.target_forwards else None
+
+    @property
+    def overlap(self) -> float | None:
+        """Share of verification time in which the draft was computing."""
+        seconds = self.verifying.total()
+        return self.verifying.common(self.drafting) / seconds if seconds else None
+
+    @property
+    def useful_overlap(self) -> float | None:
+        """Share of accepted tokens that were drafted while a verification ran."""
+        return self.useful / self.accepted if self.accepted else None
+
+    @property
+    def seconds(self) -> float:
+        """From submission to the last token."""
+        return (self.finished or self.submitted) - self.submitted
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Completion tokens by the whole time of the request, its prefill included."""
+        return self.completion_tokens / self.seconds if self.seconds > 0 else None
+
+    @property
+    def time_to_first_token(self) -> float | None:
+        """Seconds from submission to the first committed token."""
+        return None if self.first_token is None else self.first_token - self.submitted
