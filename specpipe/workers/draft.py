@@ -23,11 +23,10 @@ from specpipe.messages import (
     ExhaustedReason,
     Failed,
     FromWorker,
+    Message,
     Open,
     Opened,
     Resync,
-    ToDraft,
-    ToTarget,
 )
 from specpipe.models.interface import SequenceModel
 from specpipe.sampling import Sampler
@@ -101,7 +100,7 @@ class Draft:
             self._rests(chain) and not self._owes_word(chain) for chain in self._chains.values()
         )
 
-    def handle(self, message: ToDraft | ToTarget) -> list[FromWorker]:
+    def handle(self, message: Message) -> list[FromWorker]:
         """Take one message; returns the answers."""
         match message:
             case Open():
@@ -113,7 +112,7 @@ class Draft:
                 return [Closed("draft", request, self._incarnation)]
         return []
 
-    def contradicts(self, message: ToDraft | ToTarget) -> bool:
+    def contradicts(self, message: Message) -> bool:
         """Whether a message makes the step in progress useless."""
         if not isinstance(message, Open | Commit | Close) or message.request != self._current:
             return False

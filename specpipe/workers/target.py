@@ -19,9 +19,8 @@ from specpipe.messages import (
     Extend,
     Failed,
     FromWorker,
+    Message,
     Progress,
-    ToDraft,
-    ToTarget,
     Verdict,
 )
 from specpipe.models.interface import SequenceModel
@@ -49,7 +48,7 @@ class Target:
         self._clock = clock
         self._slots: dict[int, tuple[int, Sampler]] = {}
 
-    def handle(self, message: ToDraft | ToTarget) -> list[FromWorker]:
+    def handle(self, message: Message) -> list[FromWorker]:
         """Take one message; returns the answers."""
         match message:
             case Extend():

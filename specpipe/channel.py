@@ -1,0 +1,102 @@
+"""ZeroMQ sockets that carry messages.py: one pair of sockets for one incarnation of one worker.
+
+Every incarnation gets an endpoint of its own, so a socket that reconnects can never hand a new
+worker the commands of the old one. On one host that is a Unix socket in a directory that only its
+owner may enter. Whatever arrives and is no message is dropped and counted.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import zmq
+
+from specpipe.errors import ProtocolError, SpecpipeError
+from specpipe.messages import MAX_MESSAGE_BYTES, Message, decode, encode
+
+_HIGH_WATER_MARK = 10_000
+_LONGEST_PATH = 107  # sockaddr_un, less the final zero
+
+
+@contextmanager
+def socket_directory() -> Iterator[Path]:
+    """A fresh directory for sockets, mode 0700, removed at the end.
+
+    Raises:
+        SpecpipeError: when the paths would be too long for Unix sockets.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="specpipe-"))
+    try:
+        if len(str(directory / "target-999999")) > _LONGEST_PATH:
+            raise SpecpipeError(
+                f"the temporary folder {directory.parent} has too long a path for Unix sockets: "
+                "set TMPDIR to a shorter one"
+            )
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+class Channel:
+    """One end of a connection. Not thread-safe: it belongs to the thread that uses it."""
+
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        self._socket = socket
+        self.malformed = 0
+
+    @classmethod
+    def bind(cls, address: str) -> "Channel":
+        """The coordinator's end of a fresh endpoint, such as `ipc:///run/x/target-1`."""
+        channel = cls(_pair())
+        channel._socket.bind(address)
+        return channel
+
+    @classmethod
+    def connect(cls, address: str) -> "Channel":
+        """The worker's end."""
+        channel = cls(_pair())
+        channel._socket.connect(address)
+        return channel
+
+    @property
+    def socket(self) -> zmq.Socket[bytes]:
+        """For a poller."""
+        return self._socket
+
+    def send(self, message: Message) -> bool:
+        """Send without waiting; False if the other end is gone or doesn't keep up."""
+        try:
+            self._socket.send(encode(message), zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def receive(self, timeout_s: float | None = 0.0) -> list[Message]:
+        """All messages that have arrived, after waiting up to `timeout_s` for the first.
+
+        None waits without end. The list is empty when the time is over.
+        """
+        messages: list[Message] = []
+        if self._socket.poll(None if timeout_s is None else int(timeout_s * 1000)):
+            while True:
+                try:
+                    messages.append(decode(self._socket.recv(zmq.NOBLOCK)))
+                except ProtocolError:
+                    self.malformed += 1
+                except zmq.Again:
+                    break
+        return messages
+
+    def close(self, linger_s: float = 0.0) -> None:
+        """Close; what is not delivered within `linger_s` is dropped."""
+        self._socket.close(linger=int(linger_s * 1000))
+
+
+def _pair() -> zmq.Socket[bytes]:
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
+    socket.linger = 0
+    socket.sndhwm = socket.rcvhwm = _HIGH_WATER_MARK
+    socket.maxmsgsize = MAX_MESSAGE_BYTES
+    return socket

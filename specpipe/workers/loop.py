@@ -1,0 +1,40 @@
+"""The two loops that give a worker its messages and its time."""
+
+from collections import deque
+
+from specpipe.channel import Channel
+from specpipe.messages import FromWorker, Message, Shutdown
+from specpipe.workers.draft import Draft
+from specpipe.workers.target import Target
+
+
+def run_target(target: Target, channel: Channel) -> None:
+    """Answer commands until Shutdown comes."""
+    while True:
+        for message in channel.receive(None):
+            if isinstance(message, Shutdown):
+                return
+            _send(channel, target.handle(message))
+
+
+def run_draft(draft: Draft, channel: Channel) -> None:
+    """Draft until Shutdown comes, looking for messages between and during the model's passes."""
+    inbox: deque[Message] = deque()
+
+    def interrupted() -> bool:
+        inbox.extend(channel.receive())
+        return any(isinstance(m, Shutdown) or draft.contradicts(m) for m in inbox)
+
+    while True:
+        inbox.extend(channel.receive(None if draft.idle else 0.0))
+        while inbox:
+            message = inbox.popleft()
+            if isinstance(message, Shutdown):
+                return
+            _send(channel, draft.handle(message))
+        _send(channel, draft.step(interrupted))
+
+
+def _send(channel: Channel, messages: list[FromWorker]) -> None:
+    for message in messages:
+        channel.send(message)
