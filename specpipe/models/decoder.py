@@ -1,0 +1,277 @@
+"""A decoder of the llama family, made for few rows at a time and for bits that can be relied on.
+
+The logits of a position depend on the tokens up to it, and on nothing else: not on how many rows
+were computed together, in which chunks, or beside whom. Three rules make that so.
+- Linear layers are row-invariant (`linear.py`).
+- Attention runs row by row, each over exactly its own length: kernels sum a padded length, or
+  several rows at once, in another order.
+- Elementwise operations stay below the size from which torch cuts them up for its threads: the
+  ends of the pieces are computed by other code than their middle.
+
+Prefill follows the same rules, so that a cache that was rebuilt equals the one that was lost.
+
+This module does not know files (`loader.py`), nor what its logits are for.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from specpipe.models.interface import Logits
+from specpipe.models.kv_cache import KVCache
+from specpipe.models.linear import MAX_ROWS, PackedLinear
+
+_LAYERS_BETWEEN_QUESTIONS = 4
+_ELEMENTS_AT_ONCE = 32767
+"""One less than at::internal::GRAIN_SIZE, from which torch uses several threads."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """The shape of a llama-family model.
+
+    Attributes:
+        layers: number of blocks.
+        heads: query heads.
+        kv_heads: key and value heads; `heads` is a multiple of them.
+        head_dim: elements of a head, even.
+        width: elements of the hidden state.
+        ffn_width: elements of the feed-forward layer.
+        vocab_size: token ids, a padded tail included.
+        context_length: most tokens that a slot holds.
+        rope_base: base of the rotary frequencies.
+        norm_eps: added to the mean square before its root is taken.
+    """
+
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    width: int
+    ffn_width: int
+    vocab_size: int
+    context_length: int
+    rope_base: float
+    norm_eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One block; the weight of the norm before a linear layer is multiplied into it.
+
+    Attributes:
+        qkv: width -> (heads + 2 * kv_heads) * head_dim; queries and keys for interleaved rotary
+            pairs, and queries already divided by sqrt(head_dim).
+        out: heads * head_dim -> width.
+        gate_up: width -> 2 * ffn_width.
+        down: ffn_width -> width.
+    """
+
+    qkv: PackedLinear
+    out: PackedLinear
+    gate_up: PackedLinear
+    down: PackedLinear
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderWeights:
+    """All weights.
+
+    Attributes:
+        embedding: [vocab_size, width], in the model's dtype.
+        layers: the blocks.
+        head: width -> vocab_size, the final norm's weight in it.
+        rope_divisors: float32[head_dim / 2] that stretch the rotary frequencies, or None.
+    """
+
+    embedding: Tensor
+    layers: Sequence[LayerWeights]
+    head: PackedLinear
+    rope_divisors: Tensor | None = None
+
+
+class Decoder:
+    """A `SequenceModel` (see interface.py) around packed weights and a `KVCache`.
+
+    Attributes:
+        config: the model's shape.
+        dtype: how the weights are kept.
+    """
+
+    def __init__(self, config: DecoderConfig, weights: DecoderWeights, num_slots: int = 1) -> None:
+        self.config = config
+        self.dtype = weights.embedding.dtype
+        self._device = weights.embedding.device
+        self._weights = weights
+        self._turns = _rope_turns(config, weights.rope_divisors).to(self._device)
+        self._cache = KVCache(
+            layers=config.layers,
+            slots=num_slots,
+            kv_heads=config.kv_heads,
+            context=config.context_length,
+            head_dim=config.head_dim,
+            dtype=torch.float32 if self._device.type == "cpu" else self.dtype,
+            device=self._device,
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, a padded tail included."""
+        return self.config.vocab_size
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens that a slot can hold."""
+        return self.config.context_length
+
+    @property
+    def num_slots(self) -> int:
+        """Sequences that can be held at once."""
+        return self._cache.num_slots
+
+    def open(self) -> int:
+        """Take a free slot, of length 0; raises RuntimeError when none is free."""
+        return self._cache.open()
+
+    def close(self, slot: int) -> None:
+        """Give a slot back."""
+        self._cache.close(slot)
+
+    def length(self, slot: int) -> int:
+        """Tokens that the slot holds."""
+        return self._cache.length(slot)
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Forget all but the first `length` tokens of the slot, in O(1)."""
+        self._cache.truncate(slot, length)
+
+    def forward(
+        self,
+        slot: int,
+        tokens: Sequence[int],
+        rows: int,
+        interrupted: Callable[[], bool] | None = None,
+    ) -> Logits | None:
+        """Feed `tokens` at the end of the slot; return the logits after each of the last `rows`.
+
+        `interrupted` is asked every few layers; once it says yes, the slot is as it was before
+        the call, and None is returned.
+
+        Returns:
+            float32[rows, vocab_size].
+
+        Raises:
+            ValueError: for no tokens, too many, ids outside the vocabulary, or too many rows.
+        """
+        self._check(slot, tokens, rows)
+        start, count = self._cache.length(slot), len(tokens)
+        try:
+            with torch.inference_mode():
+                ids = torch.tensor(tokens, dtype=torch.int64, device=self._device)
+                kept = []
+                for first in range(0, count, MAX_ROWS):
+                    hidden = self._run_layers(slot, ids[first : first + MAX_ROWS], interrupted)
+                    if hidden is None:
+                        self._cache.truncate(slot, start)
+                        return None
+                    kept.append(hidden[max(0, count - rows - first) :])
+                return self._logits(torch.cat(kept))
+        except BaseException:
+            self._cache.truncate(slot, start)
+            raise
+
+    def _check(self, slot: int, tokens: Sequence[int], rows: int) -> None:
+        if not 0 <= rows <= len(tokens) or not tokens:
+            raise ValueError(f"{rows} rows of {len(tokens)} tokens cannot be had")
+        if len(tokens) > self._cache.room(slot):
+            raise ValueError(
+                f"{len(tokens)} tokens do not fit into the {self._cache.room(slot)} places left of "
+                f"a context of {self.context_length}"
+            )
+        if min(tokens) < 0 or max(tokens) >= self.vocab_size:
+            raise ValueError(f"token ids must lie between 0 and {self.vocab_size - 1}")
+
+    def _run_layers(
+        self, slot: int, ids: Tensor, interrupted: Callable[[], bool] | None
+    ) -> Tensor | None:
+        """Feed at most MAX_ROWS tokens; returns the hidden states [tokens, width] after them."""
+        start, count = self._cache.length(slot), ids.shape[0]
+        turns = self._turns[start : start + count]
+        hidden = self._weights.embedding[ids].float()
+        for index, layer in enumerate(self._weights.layers):
+            if interrupted and index % _LAYERS_BETWEEN_QUESTIONS == 0 and interrupted():
+                return None
+            qkv = layer.qkv(self._norm(hidden))
+            hidden += layer.out(self._attention(index, slot, qkv, turns))
+            gate_up = layer.gate_up(self._norm(hidden))
+            hidden += layer.down(_by_rows(_gated, self.config.ffn_width, gate_up))
+        self._cache.advance(slot, count)
+        return hidden
+
+    def _norm(self, hidden: Tensor) -> Tensor:
+        """RMSNorm without its weight, which lives in the linear layer that follows."""
+        return functional.rms_norm(hidden, (self.config.width,), None, self.config.norm_eps)
+
+    def _attention(self, layer: int, slot: int, qkv: Tensor, turns: Tensor) -> Tensor:
+        """Cache the rows' keys and values, and let every row attend to all up to itself."""
+        config, count = self.config, qkv.shape[0]
+        start = self._cache.length(slot)
+        turned_heads = config.heads + config.kv_heads
+        heads = qkv.view(count, turned_heads + config.kv_heads, config.head_dim)
+        turned = _by_rows(_turn, turned_heads * config.head_dim, heads[:, :turned_heads], turns)
+        keys, values = self._cache.write(
+            layer, slot, turned[:, config.heads :], heads[:, turned_heads:]
+        )
+        # The query heads that share a key head are the rows of its matrix product.
+        shape = (count, config.kv_heads, -1, config.head_dim)
+        queries = turned[:, : config.heads].view(shape).to(keys.dtype)
+        mixed = torch.empty_like(queries, memory_format=torch.contiguous_format)
+        for row in range(count):
+            length = start + row + 1
+            scores = torch.bmm(queries[row], keys[:, :length].transpose(1, 2))
+            torch.bmm(torch.softmax(scores, -1), values[:, :length], out=mixed[row])
+        return mixed.view(count, -1).float()
+
+    def _logits(self, hidden: Tensor) -> Logits:
+        if not hidden.shape[0]:
+            return torch.empty(0, self.vocab_size).numpy()
+        logits: Logits = self._weights.head(self._norm(hidden)).cpu().numpy()
+        return logits
+
+
+def _rope_turns(config: DecoderConfig, divisors: Tensor | None) -> Tensor:
+    """Rotations e^(i * position * frequency): complex64[context_length, 1, head_dim / 2].
+
+    Source: Su et al., RoFormer, arXiv:2104.09864. Angles are made in float64: far into a context,
+    float32 would be off in the fourth digit.
+    """
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
+    frequencies = config.rope_base**-exponents
+    if divisors is not None:
+        frequencies = frequencies / divisors
+    angles = torch.arange(config.context_length, dtype=torch.float64)[:, None] * frequencies
+    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)[:, None]
+
+
+def _turn(heads: Tensor, turns: Tensor) -> Tensor:
+    """Rotate interleaved pairs of [rows, heads, head_dim] as complex numbers."""
+    pairs = torch.view_as_complex(heads.view(*heads.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * turns).flatten(-2)
+
+
+def _gated(gate_up: Tensor) -> Tensor:
+    """SwiGLU: [rows, 2 * n] to [rows, n]."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return functional.silu(gate).mul_(up)
+
+
+def _by_rows(operation: Callable[..., Tensor], width: int, *inputs: Tensor) -> Tensor:
+    """Apply an elementwise operation to so few rows at once that torch uses one thread."""
+    rows = max(1, _ELEMENTS_AT_ONCE // width)
+    if inputs[0].shape[0] <= rows:
+        return operation(*inputs)
+    parts = zip(*(torch.split(x, rows) for x in inputs), strict=True)
+    return torch.cat([operation(*part) for part in parts])

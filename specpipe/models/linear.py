@@ -1,0 +1,182 @@
+"""Linear layers whose every row has the same bits, however many rows stand beside it.
+
+Losslessness rests on this: a token that is decoded alone and the same token checked as one row of a
+block must get the same logits to the last bit, or near-ties flip. Matrix kernels don't promise it:
+they cut the rows into tiles, and tiles of different heights may sum in different orders. Which row
+counts agree depends on the kernel and the CPU (fbgemm's float16 kernel differs at 1, 2, 7, 14, 31
+... rows on AVX2 and nowhere on AVX-512; oneDNN's float32 at 1 row for some shapes), so it is
+measured when a model is loaded, and inputs are padded to a count that agrees.
+
+This module knows nothing of models; row counts beyond the largest good one are cut into tiles.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from specpipe.errors import UserError
+
+MAX_ROWS = 64
+"""Most rows that go through a kernel at once; more gain no speed."""
+
+_COUNTS = (*range(1, 17), 20, 24, 32, 48, MAX_ROWS)
+_PROBE_SIZE = 1 << 21
+_FLOAT16_MAX = 65504.0
+
+_log = logging.getLogger(__name__)
+
+Kernel = Callable[[Tensor], Tensor]
+"""float32[rows, in] -> float32[rows, out], its weight inside."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowPlan:
+    """Which row counts give a row the same bits.
+
+    Attributes:
+        tile: the largest of them.
+        padded: for 0 to `tile` rows, the smallest such count that is not below.
+    """
+
+    tile: int
+    padded: tuple[int, ...]
+
+
+class PackedLinear:
+    """A weight in its kernel's own layout, which is called like a function."""
+
+    def __init__(self, kernel: Kernel, plan: RowPlan) -> None:
+        self._kernel = kernel
+        self.plan = plan
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Multiply: float32[rows, in], contiguous, to float32[rows, out]."""
+        rows = x.shape[0]
+        if rows > self.plan.tile:
+            return torch.cat([self(part) for part in torch.split(x, self.plan.tile)])
+        padding = self.plan.padded[rows] - rows
+        if padding:
+            return self._kernel(functional.pad(x, (0, 0, 0, padding)))[:rows]
+        return self._kernel(x)
+
+
+def pack_linear(weight: Tensor, dtype: torch.dtype, bias: Tensor | None = None) -> PackedLinear:
+    """Pack a weight for the device that it lies on.
+
+    On a CPU, sums and activations are float32 whatever the weight's dtype. The number of threads
+    belongs to what is measured: set it before, and leave it.
+
+    Args:
+        weight: float32[out, in].
+        dtype: how the weight is kept. float16 needs x86 (fbgemm); elsewhere it becomes float32,
+            which is logged once. On CUDA, activations have this dtype too.
+        bias: float32[out].
+
+    Raises:
+        UserError: if the weight does not fit into float16.
+    """
+    kernel = _pack(weight, dtype, bias)
+    outputs, inputs = weight.shape
+    # A shape's columns are computed alike, so a slice of a huge weight tells enough.
+    outputs = min(outputs, max(256, _PROBE_SIZE // inputs))
+    plan = _measure(outputs, inputs, dtype, weight.device, torch.get_num_threads())
+    return PackedLinear(kernel, plan)
+
+
+@cache
+def has_float16() -> bool:
+    """Whether float16 weights have a kernel on this CPU."""
+    try:
+        packed = torch.ops.quantized.linear_prepack_fp16(torch.zeros(16, 16), None)
+        torch.ops.quantized.linear_dynamic_fp16(torch.zeros(1, 16), packed)
+    except (AttributeError, RuntimeError):
+        return False
+    return True
+
+
+@cache
+def _has_mkldnn() -> bool:
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 16), None)
+        torch.ops.mkldnn._linear_pointwise(torch.zeros(1, 16), packed, None, "none", [], "")
+    except (AttributeError, RuntimeError):
+        return False
+    return True
+
+
+@cache
+def _log_once(message: str) -> None:
+    _log.warning(message)
+
+
+def _pack(weight: Tensor, dtype: torch.dtype, bias: Tensor | None) -> Kernel:
+    if weight.device.type != "cpu":
+        return _pack_plain(weight, dtype, bias)
+    if dtype == torch.float16:
+        if has_float16():
+            return _pack_float16(weight, bias)
+        _log_once("this CPU has no float16 kernel in torch: weights are kept in float32")
+    if _has_mkldnn():
+        return _pack_mkldnn(weight, bias)
+    _log_once("torch has no oneDNN here: linear layers use its plain float32 kernel")
+    return _pack_plain(weight, torch.float32, bias)
+
+
+def _pack_float16(weight: Tensor, bias: Tensor | None) -> Kernel:
+    largest = weight.abs().max().item()
+    if not largest <= _FLOAT16_MAX:
+        raise UserError(f"a weight of {largest:g} does not fit into float16: load it as float32")
+    packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
+    multiply = torch.ops.quantized.linear_dynamic_fp16.default
+    return lambda x: multiply(x, packed)
+
+
+def _pack_mkldnn(weight: Tensor, bias: Tensor | None) -> Kernel:
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    multiply = torch.ops.mkldnn._linear_pointwise.default
+    return lambda x: multiply(x, packed, bias, "none", [], "")
+
+
+def _pack_plain(weight: Tensor, dtype: torch.dtype, bias: Tensor | None) -> Kernel:
+    packed = weight.to(dtype)
+    shift = None if bias is None else bias.to(dtype)
+    return lambda x: functional.linear(x.to(dtype), packed, shift).float()
+
+
+@cache
+def _measure(
+    outputs: int, inputs: int, dtype: torch.dtype, device: torch.device, threads: int
+) -> RowPlan:
+    """Find the row counts that agree with most others, for a weight of this shape.
+
+    All rows of the probe are the same, so within one result they must be equal as well: that
+    catches a kernel whose last rows are summed unlike its first.
+    """
+    random = torch.Generator().manual_seed(0)
+    weight = torch.randn(outputs, inputs, generator=random).to(device)
+    probe = torch.randn(1, inputs, generator=random).to(device).repeat(MAX_ROWS, 1)
+    with torch.inference_mode():
+        kernel = _pack(weight, dtype, None)
+        bits = {count: _common_bits(kernel(probe[:count])) for count in _COUNTS}
+    votes = Counter(value for value in bits.values() if value is not None)
+    if not votes:
+        raise UserError(
+            f"no kernel for {dtype} on {device} gives equal rows equal results: try another dtype"
+        )
+    elected = votes.most_common(1)[0][0]
+    good = [count for count in _COUNTS if bits[count] == elected]
+    padded = (next(count for count in good if count >= rows) for rows in range(good[-1] + 1))
+    return RowPlan(good[-1], tuple(padded))
+
+
+def _common_bits(result: Tensor) -> bytes | None:
+    """The bytes that all rows of a result share, or None."""
+    if not torch.equal(result, result[:1].expand_as(result)):
+        return None
+    return result[0].cpu().numpy().tobytes()

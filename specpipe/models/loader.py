@@ -1,0 +1,269 @@
+"""From a model file to a `Decoder`.
+
+Weights are read, scaled, fused and packed one linear layer at a time, so that no more than one
+float32 copy of the largest of them is ever held.
+
+This module knows how llama.cpp names and lays out the tensors of the `llama` architecture; queries
+and keys are stored for interleaved rotary pairs, which is what the decoder wants.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from specpipe.errors import UserError
+from specpipe.models.decoder import Decoder, DecoderConfig, DecoderWeights, LayerWeights
+from specpipe.models.gguf_file import GGUFFile
+from specpipe.models.linear import PackedLinear, has_float16, pack_linear
+
+ARCHITECTURES = ("llama",)
+"""The architectures that can be loaded, as GGUF files name them."""
+
+DTYPES = ("auto", "float16", "float32", "bfloat16")
+
+_LAYER_TENSORS = frozenset(
+    f"{name}.weight"
+    for name in (
+        "attn_norm",
+        "attn_q",
+        "attn_k",
+        "attn_v",
+        "attn_output",
+        "ffn_norm",
+        "ffn_gate",
+        "ffn_up",
+        "ffn_down",
+    )
+)
+_MODEL_TENSORS = frozenset(
+    {"token_embd.weight", "output_norm.weight", "output.weight", "rope_freqs.weight"}
+)
+
+
+def load_model(
+    path: Path,
+    *,
+    dtype: str = "auto",
+    device: str = "cpu",
+    context_length: int | None = None,
+    num_slots: int = 1,
+) -> Decoder:
+    """Load a model; set torch's number of threads before, since kernels are measured for it.
+
+    Args:
+        path: a .gguf file, or a folder that holds exactly one.
+        dtype: how weights are kept: float16, float32, bfloat16 (CUDA only), or auto: float16 on a
+            CPU that has kernels for it, else float32; bfloat16 on CUDA.
+        device: cpu, or cuda:N as torch counts them.
+        context_length: tokens that a slot can hold; by default as many as the model was made for.
+        num_slots: sequences that can be held at once.
+
+    Raises:
+        UserError: if the file, or what is asked of it, can't be had.
+    """
+    place = _device(device)
+    kept = _dtype(dtype, place)
+    file = GGUFFile(weights_file(path))
+    config = read_config(file, context_length)
+    if num_slots < 1:
+        raise UserError(f"num_slots is {num_slots}: ask for at least 1")
+    with torch.inference_mode():
+        return Decoder(config, _Weights(file, config, kept, place).load(), num_slots)
+
+
+def weights_file(path: Path) -> Path:
+    """The .gguf file that a path names: itself, or the only one in a folder.
+
+    Raises:
+        UserError: if there is none, or more than one.
+    """
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob("*.gguf"))
+    if not found:
+        raise UserError(
+            f"{path} holds no weights (*.gguf): fetch the model again, or name another folder"
+        )
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise UserError(f"{path} holds several .gguf files ({names}): name the one to load")
+    return found[0]
+
+
+def read_config(file: GGUFFile, context_length: int | None = None) -> DecoderConfig:
+    """Read a model's shape from its metadata, and hold it against its tensors.
+
+    Raises:
+        UserError: for another architecture, variants of this one that would be computed wrongly,
+            missing or impossible values, or a context longer than the model's.
+    """
+    meta = _Metadata(file)
+    heads = meta.integer("attention.head_count")
+    width = meta.integer("embedding_length")
+    own_context = meta.integer("context_length")
+    embedding = file.tensors.get("token_embd.weight")
+    config = DecoderConfig(
+        layers=meta.integer("block_count"),
+        heads=heads,
+        kv_heads=meta.integer("attention.head_count_kv", heads),
+        head_dim=meta.integer("attention.key_length", max(1, width // heads)),
+        width=width,
+        ffn_width=meta.integer("feed_forward_length"),
+        vocab_size=embedding.shape[0] if embedding else 0,
+        context_length=own_context if context_length is None else context_length,
+        rope_base=meta.number("rope.freq_base", 10000.0),
+        norm_eps=meta.number("attention.layer_norm_rms_epsilon"),
+    )
+    if not 1 <= config.context_length <= own_context:
+        raise UserError(
+            f"context length {config.context_length} is not possible with {file.path}: "
+            f"choose 1 to {own_context}"
+        )
+    if config.heads % config.kv_heads or config.head_dim % 2:
+        meta.refuse(f"{heads} heads on {config.kv_heads}, {config.head_dim} elements each")
+    if meta.integer("rope.dimension_count", config.head_dim) != config.head_dim:
+        meta.refuse("rotary positions on a part of each head")
+    if (scaling := meta.text("rope.scaling.type", "none")) != "none":
+        meta.refuse(f"rotary scaling {scaling!r}")
+    _check_tensors(file, config, meta)
+    return config
+
+
+@dataclass(frozen=True, slots=True)
+class _Metadata:
+    """Typed look-ups below a file's architecture, which must be one that can be loaded."""
+
+    file: GGUFFile
+
+    def __post_init__(self) -> None:
+        found = self.file.metadata.get("general.architecture")
+        if found not in ARCHITECTURES:
+            raise UserError(
+                f"{self.file.path} has architecture {found!r}, which specpipe can't run: "
+                f"choose a model of architecture {', '.join(ARCHITECTURES)}"
+            )
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = self._value(key, default)
+        if not isinstance(value, int) or not 1 <= value < 1 << 24:
+            self.refuse(f"{key} = {value!r}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self._value(key, default)
+        if not isinstance(value, float) or not 0 < value < 1e12:
+            self.refuse(f"{key} = {value!r}")
+        return value
+
+    def text(self, key: str, default: str) -> str:
+        return str(self._value(key, default))
+
+    def refuse(self, what: str) -> NoReturn:
+        raise UserError(
+            f"{self.file.path} asks for what specpipe can't run: {what}; choose another model"
+        )
+
+    def _value(self, key: str, default: object) -> object:
+        return self.file.metadata.get(
+            f"{self.file.metadata['general.architecture']}.{key}", default
+        )
+
+
+def _check_tensors(file: GGUFFile, config: DecoderConfig, meta: _Metadata) -> None:
+    """Refuse files with tensors that we would ignore: biases, experts, extra norms."""
+    layers = {f"blk.{i}" for i in range(min(config.layers, len(file.tensors)))}
+    for name in file.tensors:
+        block, number, rest = (*name.split(".", 2), "", "")[:3]
+        known = f"{block}.{number}" in layers and rest in _LAYER_TENSORS
+        if not known and name not in _MODEL_TENSORS:
+            meta.refuse(f"a tensor {name}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """Reads and packs the tensors of one file."""
+
+    file: GGUFFile
+    config: DecoderConfig
+    dtype: torch.dtype
+    device: torch.device
+
+    def load(self) -> DecoderWeights:
+        config = self.config
+        embedding = self._tensor("token_embd", config.vocab_size, config.width)
+        table = embedding.to(self.dtype, copy=True)
+        if "output.weight" in self.file.tensors:
+            del embedding
+            embedding = self._tensor("output", config.vocab_size, config.width)
+        head = self._pack(embedding.mul_(self._tensor("output_norm", config.width)))
+        del embedding
+        divisors = None
+        if "rope_freqs.weight" in self.file.tensors:
+            divisors = self._tensor("rope_freqs", config.head_dim // 2).cpu()
+        layers = [self._layer(f"blk.{index}") for index in range(config.layers)]
+        return DecoderWeights(table, layers, head, divisors)
+
+    def _layer(self, block: str) -> LayerWeights:
+        config = self.config
+        query_width = config.heads * config.head_dim
+        kv_width = config.kv_heads * config.head_dim
+        queries = self._tensor(f"{block}.attn_q", query_width, config.width)
+        queries *= config.head_dim**-0.5
+        keys = self._tensor(f"{block}.attn_k", kv_width, config.width)
+        values = self._tensor(f"{block}.attn_v", kv_width, config.width)
+        gate = self._tensor(f"{block}.ffn_gate", config.ffn_width, config.width)
+        up = self._tensor(f"{block}.ffn_up", config.ffn_width, config.width)
+        attention_norm = self._tensor(f"{block}.attn_norm", config.width)
+        ffn_norm = self._tensor(f"{block}.ffn_norm", config.width)
+        return LayerWeights(
+            qkv=self._pack(torch.cat([queries, keys, values]).mul_(attention_norm)),
+            out=self._pack(self._tensor(f"{block}.attn_output", config.width, query_width)),
+            gate_up=self._pack(torch.cat([gate, up]).mul_(ffn_norm)),
+            down=self._pack(self._tensor(f"{block}.ffn_down", config.width, config.ffn_width)),
+        )
+
+    def _tensor(self, name: str, *shape: int) -> Tensor:
+        """Read a weight as float32, of the shape that the metadata calls for."""
+        info = self.file.tensors.get(f"{name}.weight")
+        if info is None or info.shape != shape:
+            found = f"has shape {list(info.shape)}" if info else "is missing"
+            raise UserError(
+                f"{self.file.path}: tensor {name}.weight {found}, expected {list(shape)}; "
+                "fetch the file again or choose another model"
+            )
+        return torch.from_numpy(self.file.dequantize(f"{name}.weight")).to(self.device)
+
+    def _pack(self, weight: Tensor) -> PackedLinear:
+        return pack_linear(weight, self.dtype)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type != "cuda":
+        raise UserError(f"device {name!r} is unknown: use cpu or cuda:N")
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"device {name!r} does not exist: torch sees {torch.cuda.device_count()} CUDA devices"
+        )
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    on_cpu = device.type == "cpu"
+    if name not in DTYPES:
+        raise UserError(f"dtype {name!r} is unknown: use {', '.join(DTYPES)}")
+    if name == "bfloat16" and on_cpu:
+        raise UserError("dtype bfloat16 needs a CUDA device: use float16 or float32 on a CPU")
+    if name == "float32" or (name == "auto" and on_cpu and not has_float16()):
+        return torch.float32
+    if name == "float16" or (name == "auto" and on_cpu):
+        return torch.float16
+    return torch.bfloat16
