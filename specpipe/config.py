@@ -1,0 +1,281 @@
+"""One frozen, validated tree of settings, read from TOML and overridden from the command line.
+
+The defaults are the fields' own; configs/default.toml shows them all. This module knows which
+values make sense by themselves, not which models, devices or clusters there are.
+"""
+
+import difflib
+import math
+import reprlib
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from types import NoneType
+from typing import Any, Self, TypeVar, get_args, get_type_hints
+
+from specpipe.errors import UserError
+from specpipe.policy import make_policy
+from specpipe.sampling import SamplingParams
+
+DTYPES = ("auto", "float16", "float32", "bfloat16")
+NO_DRAFT = "none"
+"""What `draft.model` is set to when the target shall work alone."""
+
+_TYPE_NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+_LONGEST_TIMEOUT_S = 86_400.0
+_TOO_LARGE = 2**63  # what messages can carry
+
+
+def _require_at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise UserError(f"{name} is {value}: it must be at least {least}")
+
+
+def _require_timeout(name: str, seconds: float) -> None:
+    if not 0 < seconds <= _LONGEST_TIMEOUT_S:
+        raise UserError(
+            f"{name} is {seconds}: give seconds, more than 0 and at most {_LONGEST_TIMEOUT_S:.0f}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """A model, and where and how it computes.
+
+    Attributes:
+        model: name of an installed model, or path of a model's folder or file.
+        device: as specpipe.devices reads it: "auto", "cpu", "cpu:0-3", "cuda:1".
+        dtype: how weights are held: one of DTYPES; "auto" is the device's fastest.
+
+    Raises:
+        UserError: for an empty name or an unknown dtype.
+    """
+
+    model: str
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise UserError("model is '': give the name of a model, or the path of its folder")
+        if self.dtype not in DTYPES:
+            raise UserError(f"dtype is {self.dtype!r}: choose one of {', '.join(DTYPES)}")
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineConfig:
+    """How drafting and verifying are run.
+
+    Attributes:
+        policy: the dispatch rule, by its name in specpipe.policy.
+        lookahead: most tokens that the draft may be ahead of the committed ones.
+        prefill_chunk: most prompt tokens that one forward pass takes.
+        max_num_seqs: most sequences in work at once.
+        context_length: most tokens of prompt and answer together; None is the model's own.
+        wait_timeout_s: seconds that the target waits for the draft before it goes on alone.
+
+    Raises:
+        UserError: for a value out of range.
+    """
+
+    policy: str = "take_all"
+    lookahead: int = 64
+    prefill_chunk: int = 256
+    max_num_seqs: int = 1
+    context_length: int | None = None
+    wait_timeout_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        make_policy(self.policy)
+        for name in ("lookahead", "prefill_chunk", "max_num_seqs"):
+            _require_at_least(name, getattr(self, name), 1)
+        if self.context_length is not None:
+            _require_at_least("context_length", self.context_length, 2)
+        _require_timeout("wait_timeout_s", self.wait_timeout_s)
+
+
+@dataclass(frozen=True, slots=True)
+class RayConfig:
+    """Which Ray to use, and what to ask of it.
+
+    Attributes:
+        address: host:port of a running cluster, or "auto"; None uses what runs here, or starts it.
+        launch_timeout_s: seconds until workers that did not come up are given up.
+        num_cpus: Ray CPUs that each worker reserves.
+
+    Raises:
+        UserError: for a value out of range, or the address of a Ray Client server.
+    """
+
+    address: str | None = None
+    launch_timeout_s: float = 120.0
+    num_cpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.address is not None and "://" in self.address:
+            raise UserError(
+                f"address is {self.address!r}: Ray Client connections are not supported; run on a "
+                'node of the cluster, with the host:port of its head or "auto"'
+            )
+        if self.address == "":
+            raise UserError("address is '': give host:port or \"auto\", or leave it out")
+        _require_timeout("launch_timeout_s", self.launch_timeout_s)
+        if not (math.isfinite(self.num_cpus) and self.num_cpus >= 0):
+            raise UserError(f"num_cpus is {self.num_cpus}: it must be 0 or a positive number")
+
+
+_DEFAULT_DRAFT = ModelConfig("smollm2-pruned")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything that a pipeline can be told.
+
+    Attributes:
+        target: the model whose output is wanted.
+        draft: the model that guesses; None lets the target work alone.
+        sampling: what a request asks for unless it says otherwise.
+        pipeline: how drafting and verifying are run.
+        ray: which Ray to use.
+        models_dir: folder of the models; None looks in the usual places.
+    """
+
+    target: ModelConfig = ModelConfig("smollm2")
+    draft: ModelConfig | None = _DEFAULT_DRAFT
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+    models_dir: str | None = None
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Self:
+        """Read a file; what it leaves out keeps its default.
+
+        Raises:
+            UserError: if it can't be read, isn't TOML, or holds an unknown or wrong setting.
+        """
+        try:
+            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"cannot read the configuration file {path}: {reason}") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path} is not a TOML file: {_one_line(error)}; mend it") from None
+        return cls.from_dict(data, source=str(path))
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], source: str | None = None) -> Self:
+        """Build from nested dictionaries, as TOML gives them; `source` is named in errors.
+
+        Raises:
+            UserError: for an unknown setting, a value of the wrong type or out of range.
+        """
+        return cls()._changed(data, f" in {source}" if source else "")
+
+    def override(self, models_dir: str | None = None, **tables: Mapping[str, Any]) -> Self:
+        """Return a copy with what was given; a value of None was not, and changes nothing.
+
+        `config.override(target={"model": "a", "device": None}, draft={"model": "none"})`
+
+        Raises:
+            UserError: as from_dict.
+        """
+        data: dict[str, Any] = {
+            table: {name: value for name, value in settings.items() if value is not None}
+            for table, settings in tables.items()
+        }
+        if models_dir is not None:
+            data["models_dir"] = models_dir
+        return self._changed(data, "")
+
+    def _changed(self, data: Mapping[str, Any], where: str) -> Self:
+        changes: dict[str, Any] = {}
+        for name, value in data.items():
+            if name == "models_dir":
+                changes[name] = _checked(value, str, name, where)
+            elif name not in _TABLES:
+                raise _unknown(name, value, where)
+            elif not isinstance(value, Mapping):
+                raise UserError(f"{name} is {reprlib.repr(value)}{where}: it is a table, [{name}]")
+            elif name == "draft":
+                changes[name] = self._changed_draft(value, where)
+            else:
+                changes[name] = _replaced(getattr(self, name), name, value, where)
+        return replace(self, **changes)
+
+    def _changed_draft(self, given: Mapping[str, Any], where: str) -> ModelConfig | None:
+        draft = _replaced(self.draft or _DEFAULT_DRAFT, "draft", given, where)
+        stays_off = self.draft is None and "model" not in given
+        return None if stays_off or draft.model == NO_DRAFT else draft
+
+
+_TABLES: dict[str, type[Any]] = {
+    "target": ModelConfig,
+    "draft": ModelConfig,
+    "sampling": SamplingParams,
+    "pipeline": PipelineConfig,
+    "ray": RayConfig,
+}
+
+_Table = TypeVar("_Table", ModelConfig, SamplingParams, PipelineConfig, RayConfig)
+
+
+def _replaced(base: _Table, table: str, given: Mapping[str, Any], where: str) -> _Table:
+    """A copy of one table with the settings given, checked for name, type and range."""
+    types = get_type_hints(type(base))
+    changes = {}
+    for name, value in given.items():
+        if name not in types:
+            raise _unknown(name, value, where, table)
+        changes[name] = _checked(value, types[name], f"{table}.{name}", where)
+    try:
+        return replace(base, **changes)
+    except UserError as error:
+        raise UserError(f"{table}{where}: {error}") from None
+
+
+def _checked(value: Any, wanted: Any, name: str, where: str) -> Any:
+    """The value, if it has the type that the field's annotation names (None aside)."""
+    kind = next(kind for kind in get_args(wanted) or (wanted,) if kind is not NoneType)
+    if isinstance(value, int) and not -_TOO_LARGE < value < _TOO_LARGE:
+        raise UserError(f"{name} has a number of more than 64 bits{where}: choose a smaller one")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is float and is_number:
+        return float(value)
+    if isinstance(value, kind) and (is_number or kind is not int):
+        return value
+    raise UserError(f"{name} is {reprlib.repr(value)}{where}: it must be {_TYPE_NAMES[kind]}")
+
+
+def _unknown(name: str, value: Any, where: str, table: str | None = None) -> UserError:
+    """The error for a name that isn't there, with the nearest that is."""
+    if table is None and isinstance(value, Mapping):
+        what, here = f"table [{_plain(name)}]", list(_TABLES)
+    elif table is None:
+        what, here = f"setting {_plain(name)}", ["models_dir", *_TABLES]
+    else:
+        what, here = f"setting {table}.{_plain(name)}", _names(_TABLES[table])
+    near = _nearest(name, here)
+    if near is None and not isinstance(value, Mapping):
+        elsewhere = {own: f"{other}.{own}" for other in _TABLES for own in _names(_TABLES[other])}
+        near = elsewhere.get(_nearest(name, elsewhere) or "")
+    hint = f"did you mean {near}?" if near else f"there are {', '.join(here)}"
+    return UserError(f"unknown {what}{where}: {hint}")
+
+
+def _names(kind: type[Any]) -> list[str]:
+    return [field.name for field in fields(kind)]
+
+
+def _nearest(name: str, known: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(name.lower(), known, n=1)), None)
+
+
+def _plain(name: str) -> str:
+    """A name as the user wrote it, unless that would break the line."""
+    return name if name.isprintable() and name else repr(name)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
