@@ -106,6 +106,7 @@ class Decoder:
         self.dtype = weights.embedding.dtype
         self._device = weights.embedding.device
         self._weights = weights
+        self._attend = _attend_cpu if self._device.type == "cpu" else _attend_cuda
         self._turns = _rope_turns(config, weights.rope_divisors).to(self._device)
         self._cache = KVCache(
             layers=config.layers,
@@ -231,8 +232,7 @@ class Decoder:
         mixed = torch.empty_like(queries, memory_format=torch.contiguous_format)
         for row in range(count):
             length = start + row + 1
-            scores = torch.bmm(queries[row], keys[:, :length].transpose(1, 2))
-            torch.bmm(torch.softmax(scores, -1), values[:, :length], out=mixed[row])
+            self._attend(queries[row], keys[:, :length], values[:, :length], mixed[row])
         return mixed.view(count, -1).float()
 
     def _logits(self, hidden: Tensor) -> Logits:
@@ -260,6 +260,18 @@ def _turn(heads: Tensor, turns: Tensor) -> Tensor:
     """Rotate interleaved pairs of [rows, heads, head_dim] as complex numbers."""
     pairs = torch.view_as_complex(heads.view(*heads.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * turns).flatten(-2)
+
+
+def _attend_cpu(queries: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
+    """One row's attention: queries and out [kv heads, group, head_dim], rest [kv heads, n, ...]."""
+    scores = torch.bmm(queries, keys.transpose(1, 2))
+    torch.bmm(torch.softmax(scores, -1), values, out=out)
+
+
+def _attend_cuda(queries: Tensor, keys: Tensor, values: Tensor, out: Tensor) -> None:
+    """The same with a kernel that keeps its sums in float32; not yet run on hardware."""
+    attention = functional.scaled_dot_product_attention
+    out.copy_(attention(queries[None], keys[None], values[None], scale=1.0)[0])
 
 
 def _gated(gate_up: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFValueType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
@@ -74,6 +74,7 @@ class GGUFFile:
     Attributes:
         path: the file.
         metadata: numbers, booleans, strings, and lists of them.
+        types: how each of them is stored; for a list, its elements' type comes second.
         tensors: by name, in the file's order.
 
     Raises:
@@ -92,6 +93,7 @@ class GGUFFile:
         self._bytes: NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)
         parser = _Parser(self._map, self._fail)
         self.metadata: dict[str, Any] = parser.metadata
+        self.types: dict[str, tuple[GGUFValueType, ...]] = parser.types
         self.tensors: dict[str, TensorInfo] = parser.tensors
 
     def raw(self, name: str) -> NDArray[np.uint8]:
@@ -142,6 +144,7 @@ class _Parser:
         self._at = 0
         self._budget = MAX_VALUES
         self._fail = fail
+        self.types: dict[str, tuple[GGUFValueType, ...]] = {}
         if data[:4] != b"GGUF":
             fail("it does not begin with the letters GGUF")
         self._at = 4
@@ -202,7 +205,12 @@ class _Parser:
             key = self._string()
             if key in metadata:
                 self._fail(f"the metadata key {key!r} occurs twice")
-            metadata[key] = self._value(self._scalar(_U32))
+            kind = self._scalar(_U32)
+            first = self._at
+            metadata[key] = self._value(kind)
+            self.types[key] = (GGUFValueType(kind),)
+            if kind == _ARRAY:
+                self.types[key] += (GGUFValueType(_U32.unpack_from(self._data, first)[0]),)
         return metadata
 
     def _read_tensors(self, count: int) -> dict[str, TensorInfo]:

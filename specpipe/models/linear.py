@@ -70,7 +70,8 @@ def pack_linear(weight: Tensor, dtype: torch.dtype, bias: Tensor | None = None) 
     """Pack a weight for the device that it lies on.
 
     On a CPU, sums and activations are float32 whatever the weight's dtype. The number of threads
-    belongs to what is measured: set it before, and leave it.
+    belongs to what is measured: set it before, and leave it. The CUDA path has not been run on
+    hardware yet.
 
     Args:
         weight: float32[out, in].
@@ -164,11 +165,8 @@ def _measure(
     with torch.inference_mode():
         kernel = _pack(weight, dtype, None)
         bits = {count: _common_bits(kernel(probe[:count])) for count in _COUNTS}
+    # A single row always agrees with itself, so the worst case is: row by row.
     votes = Counter(value for value in bits.values() if value is not None)
-    if not votes:
-        raise UserError(
-            f"no kernel for {dtype} on {device} gives equal rows equal results: try another dtype"
-        )
     elected = votes.most_common(1)[0][0]
     good = [count for count in _COUNTS if bits[count] == elected]
     padded = (next(count for count in good if count >= rows) for rows in range(good[-1] + 1))

@@ -18,6 +18,7 @@ from specpipe.errors import UserError
 from specpipe.models.decoder import Decoder, DecoderConfig, DecoderWeights, LayerWeights
 from specpipe.models.gguf_file import GGUFFile
 from specpipe.models.linear import PackedLinear, has_float16, pack_linear
+from specpipe.models.store import weights_file
 
 ARCHITECTURES = ("llama",)
 """The architectures that can be loaded, as GGUF files name them."""
@@ -72,25 +73,6 @@ def load_model(
         raise UserError(f"num_slots is {num_slots}: ask for at least 1")
     with torch.inference_mode():
         return Decoder(config, _Weights(file, config, kept, place).load(), num_slots)
-
-
-def weights_file(path: Path) -> Path:
-    """The .gguf file that a path names: itself, or the only one in a folder.
-
-    Raises:
-        UserError: if there is none, or more than one.
-    """
-    if not path.is_dir():
-        return path
-    found = sorted(path.glob("*.gguf"))
-    if not found:
-        raise UserError(
-            f"{path} holds no weights (*.gguf): fetch the model again, or name another folder"
-        )
-    if len(found) > 1:
-        names = ", ".join(file.name for file in found)
-        raise UserError(f"{path} holds several .gguf files ({names}): name the one to load")
-    return found[0]
 
 
 def read_config(file: GGUFFile, context_length: int | None = None) -> DecoderConfig:

