@@ -14,6 +14,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Self, TypeVar, get_args, get_type_hints
 
+from specpipe.devices import parse_device
 from specpipe.errors import UserError
 from specpipe.policy import make_policy
 from specpipe.sampling import SamplingParams
@@ -49,7 +50,7 @@ class ModelConfig:
         dtype: how weights are held: one of DTYPES; "auto" is the device's fastest.
 
     Raises:
-        UserError: for an empty name or an unknown dtype.
+        UserError: for an empty name, a malformed device or an unknown dtype.
     """
 
     model: str
@@ -59,6 +60,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if not self.model:
             raise UserError("model is '': give the name of a model, or the path of its folder")
+        parse_device(self.device)
         if self.dtype not in DTYPES:
             raise UserError(f"dtype is {self.dtype!r}: choose one of {', '.join(DTYPES)}")
 
