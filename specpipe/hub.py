@@ -54,12 +54,11 @@ class Hub:
 
     Args:
         coordinator: owned by the hub's thread from `start` on.
-        on_ready: told of every worker that reports for duty, in the hub's thread.
     """
 
-    def __init__(self, coordinator: Coordinator, on_ready: Callable[[Ready], None]) -> None:
+    def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
-        self._on_ready = on_ready
+        self._on_ready: Callable[[Ready], None]
         self._mail: deque[Event | _Attach | None] = deque()
         self._sinks: dict[int, Sink] = {}
         self._channels: dict[Role, tuple[int, Channel]] = {}
@@ -74,8 +73,9 @@ class Hub:
 
     # -- from any thread
 
-    def start(self) -> None:
-        """Begin to run."""
+    def start(self, on_ready: Callable[[Ready], None]) -> None:
+        """Begin to run; `on_ready` hears, in the hub's thread, of workers that report for duty."""
+        self._on_ready = on_ready
         self._thread.start()
 
     def submit(self, request: Submit, sink: Sink) -> None:

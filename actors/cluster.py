@@ -1,0 +1,105 @@
+"""Ray: use the one that runs, or start one and end it again."""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from specpipe.config import RayConfig
+from specpipe.errors import UserError
+
+_OBJECT_STORE_BYTES = 80 * 2**20  # Ray's least: the pipeline puts nothing into it
+_CONNECT_TIMEOUT_S = 5.0
+
+
+@contextmanager
+def ray_session(config: RayConfig) -> Iterator[bool]:
+    """A connection to Ray; yields whether this call started that Ray.
+
+    A Ray to which this process is connected, which `config.address` or RAY_ADDRESS names, or which
+    `ray start` left running on this machine, is used and left as it is. Otherwise one is started
+    here, and ended at the end.
+
+    Raises:
+        UserError: when nothing answers at the address, or it is not host:port.
+    """
+    if ray.is_initialized():
+        yield False
+        return
+    address = _find_address(config.address or os.environ.get("RAY_ADDRESS"))
+    # Before Ray starts, since its processes inherit them: GPUs by the numbers that torch gives
+    # them on the node, no usage reports, no warning about actors without GPUs.
+    os.environ.setdefault("RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        if address is not None:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=_OBJECT_STORE_BYTES,
+            )
+        yield address is None
+    except ConnectionError as error:
+        raise UserError(f"no Ray at {address}: {error}".splitlines()[0]) from None
+    finally:
+        ray.shutdown()
+
+
+def _find_address(wanted: str | None) -> str | None:
+    """The host:port of the Ray to use, or None to start one.
+
+    Ray itself tries an address that nobody answers for minutes, so each is called first.
+    """
+    if wanted == "local":
+        return None
+    if wanted is not None and wanted != "auto":
+        if not _answers(wanted):
+            raise UserError(
+                f"no Ray answers at {wanted}: start one with `ray start --head`, or leave --address"
+                " out"
+            )
+        return wanted
+    folder = os.environ.get("RAY_TMPDIR", "/tmp")  # noqa: S108 (Ray's own default)
+    left_by_ray_start = Path(folder) / "ray" / "ray_current_cluster"
+    try:
+        address = left_by_ray_start.read_text().strip()
+    except OSError:
+        address = ""
+    if address and _answers(address):
+        return address
+    if wanted == "auto":
+        raise UserError(
+            "no Ray runs on this machine (address is 'auto'): start one with `ray start --head`, "
+            "or leave --address out"
+        )
+    return None
+
+
+def _answers(address: str) -> bool:
+    """Whether something listens at host:port."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(f"address is {address!r}: give host:port, such as 127.0.0.1:6379")
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def gpu_count() -> int:
+    """How many GPUs this machine has for us; torch is asked only where there might be one."""
+    if not any(Path(path).exists() for path in ("/dev/nvidiactl", "/dev/dxg")):
+        return 0
+    import torch  # noqa: PLC0415 (a second that most CPU machines need not spend)
+
+    return torch.cuda.device_count()

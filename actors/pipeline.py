@@ -1,0 +1,207 @@
+"""The pipeline for those who embed it: launch, generate, stream, and nothing left behind."""
+
+import itertools
+import queue
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+from specpipe.tokenizer import Detokenizer
+
+from specpipe.actors.cluster import gpu_count, ray_session
+from specpipe.actors.supervisor import Supervisor
+from specpipe.channel import socket_directory
+from specpipe.completion import Completion
+from specpipe.config import Config
+from specpipe.coordinator import Coordinator, Finish, Submit, Tokens
+from specpipe.devices import place
+from specpipe.errors import SpecpipeError
+from specpipe.hub import Hub
+from specpipe.messages import Ready, Role
+from specpipe.pair import ModelPair, Prompt
+from specpipe.policy import make_policy
+from specpipe.sampling import MAX_SEED, Sampling, SamplingParams
+
+
+class Stream:
+    """A completion as it is written: iterate for pieces of text, then read `completion`.
+
+    The pieces joined are the completion's text. Leaving early? Call `abort`, or use it as a
+    context manager.
+    """
+
+    def __init__(self, hub: Hub, detokenizer: Detokenizer, request: Submit, seed: int) -> None:
+        self._hub = hub
+        self._detokenizer = detokenizer
+        self._request = request.request
+        self._seed = seed
+        self._updates: queue.SimpleQueue[Tokens | Finish] = queue.SimpleQueue()
+        self._pieces: list[str] = []
+        self._token_ids: list[int] = []
+        self._completion: Completion | None = None
+        hub.submit(request, self._updates.put)
+
+    @property
+    def completion(self) -> Completion:
+        """The whole, once it is finished; waits for it."""
+        for _ in self:
+            pass
+        assert self._completion is not None
+        return self._completion
+
+    def abort(self) -> None:
+        """Ask for the end; iteration then ends with finish reason `abort`."""
+        self._hub.abort(self._request)
+
+    def __iter__(self) -> Iterator[str]:
+        while self._completion is None:
+            update = self._updates.get()
+            if isinstance(update, Tokens):
+                self._token_ids += update.tokens
+                piece = self._detokenizer.push(update.tokens)
+            else:
+                piece = self._detokenizer.flush()
+            self._pieces.append(piece)
+            if isinstance(update, Finish):
+                self._completion = Completion(
+                    "".join(self._pieces),
+                    self._token_ids,
+                    update.reason,
+                    update.cause,
+                    self._seed,
+                    update.metrics,
+                )
+            if piece:
+                yield piece
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._completion is None:
+            self.abort()
+
+
+class Pipeline:
+    """A draft and a target at work, each in a Ray actor, and the coordinator between them.
+
+    ```
+    with Pipeline.launch(Config()) as pipeline:
+        for completion in pipeline.generate(["Why is the sky blue?"], SamplingParams()):
+            print(completion.text)
+    ```
+
+    Attributes:
+        pair: the models as files, and their tokenizer.
+        workers: what each worker reported of itself, its device and cores included.
+    """
+
+    pair: ModelPair
+    workers: dict[Role, Ready]
+
+    def __init__(self, config: Config, pair: ModelPair) -> None:
+        self.config = config
+        self.pair = pair
+        self.workers = {}
+        self._resources = ExitStack()
+        self._requests = itertools.count(1)
+        self._hub: Hub
+
+    @classmethod
+    def launch(cls, config: Config, pair: ModelPair | None = None) -> Self:
+        """Start everything, and wait until both models are loaded.
+
+        Args:
+            config: what to run, where and how.
+            pair: the models of `config`, if they were looked up already.
+
+        Raises:
+            UserError: what was asked for can't be had. Nothing is left running.
+            WorkerError: a worker could not be started. Nothing is left running.
+        """
+        pipeline = cls(config, pair or ModelPair.find(config))
+        try:
+            pipeline._start()
+        except BaseException:
+            pipeline.close()
+            raise
+        return pipeline
+
+    def _start(self) -> None:
+        config, pair = self.config, self.pair
+        draft_device = config.draft.device if config.draft else None
+        placement = place(draft_device, config.target.device, gpus=gpu_count())
+        owns_ray = self._resources.enter_context(ray_session(config.ray))
+        directory = self._resources.enter_context(socket_directory())
+        coordinator = Coordinator(
+            make_policy(config.pipeline.policy),
+            lookahead=config.pipeline.lookahead,
+            prefill_chunk=config.pipeline.prefill_chunk,
+            wait_timeout_s=config.pipeline.wait_timeout_s,
+        )
+        self._hub = Hub(coordinator)
+        supervisor = Supervisor(pair, placement, config, directory, self._hub, owns_ray=owns_ray)
+        self._resources.callback(supervisor.close)
+        self._resources.callback(self._hub.close)
+        self._hub.start(supervisor.note_ready)
+        self.workers = supervisor.launch()
+
+    def close(self) -> None:
+        """End the workers, close the sockets, remove the files; end Ray if we started it."""
+        self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        raw: bool = False,
+    ) -> list[Completion]:
+        """Complete all prompts; the results are in their order.
+
+        Args:
+            prompts: texts, conversations or token ids.
+            params: for all of them; the configuration's by default.
+            raw: take texts as they are, without the chat template.
+
+        Raises:
+            UserError: for a prompt that is empty or too long; nothing is generated then.
+            SpecpipeError: when a request ended with an error.
+        """
+        encoded = [self.pair.encode(prompt, raw=raw) for prompt in prompts]
+        with ExitStack() as streams:
+            running = [streams.enter_context(self.stream(tokens, params)) for tokens in encoded]
+            completions = [stream.completion for stream in running]
+        for completion in completions:
+            if completion.finish_reason == "error":
+                raise SpecpipeError(completion.cause)
+        return completions
+
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, raw: bool = False
+    ) -> Stream:
+        """Begin to complete one prompt; iterate over the result for its text.
+
+        Raises:
+            UserError: for a prompt that is empty or too long.
+        """
+        params = params or self.config.sampling
+        tokens = self.pair.encode(prompt, raw=raw)
+        seed = secrets.randbelow(MAX_SEED) if params.seed is None else params.seed
+        stops = () if params.ignore_eos else self.pair.tokenizer.stop_token_ids
+        sampling = Sampling(float(params.temperature), seed, 0, tuple(stops))
+        request = Submit(next(self._requests), tokens, params.max_tokens, sampling)
+        return Stream(self._hub, Detokenizer(self.pair.tokenizer), request, seed)

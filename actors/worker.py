@@ -1,0 +1,131 @@
+"""The Ray actor that hosts a worker: it pins itself, loads a model, and runs the worker's loop."""
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ray
+
+from specpipe.channel import Channel
+from specpipe.devices import Device, pin_process, read_back
+from specpipe.messages import Ready, Role
+from specpipe.workers.draft import Draft
+from specpipe.workers.loop import run_draft, run_target
+from specpipe.workers.target import Target
+
+if TYPE_CHECKING:
+    from specpipe.models.decoder import Decoder
+
+_WARM_UP_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """Everything that a worker is told when it starts.
+
+    Attributes:
+        role, incarnation: who it is.
+        address: the endpoint that was made for this incarnation.
+        weights, dtype, context_length, num_slots: its model.
+        device: where it computes; `threads` are torch's.
+        prefill_chunk: most tokens that the draft feeds at once.
+    """
+
+    role: Role
+    incarnation: int
+    address: str
+    weights: Path
+    dtype: str
+    device: Device
+    threads: int
+    context_length: int
+    num_slots: int
+    prefill_chunk: int
+
+
+class WorkerHost:
+    """One process on one device; hosts one worker, or both where they share a GPU.
+
+    Each `serve` call runs in a thread of its own.
+    """
+
+    def __init__(self, cores: tuple[int, ...]) -> None:
+        # Before torch is imported, so that all threads it makes inherit the cores.
+        if cores:
+            pin_process(cores)
+        self._cores = cores
+
+    def gpus(self) -> list[int]:
+        """The ids of the GPUs that Ray assigned to this process."""
+        ids = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+        return [int(i) for i in ids]
+
+    def serve(self, spec: WorkerSpec) -> None:
+        """Load the model, report for duty, and work until told to stop.
+
+        Raises:
+            UserError: if the model can't be loaded as asked.
+        """
+        import torch  # noqa: PLC0415 (after pinning)
+
+        from specpipe.models.loader import load_model  # noqa: PLC0415 (imports torch)
+
+        torch.set_num_threads(spec.threads)
+        device = _torch_name(spec.device)
+        with _stream_of_its_own(device):
+            model = load_model(
+                spec.weights,
+                dtype=spec.dtype,
+                device=device,
+                context_length=spec.context_length,
+                num_slots=spec.num_slots,
+            )
+            _warm_up(model)
+            cores = read_back(self._cores)  # now that torch's threads exist
+            channel = Channel.connect(spec.address)
+            channel.send(
+                Ready(
+                    spec.role,
+                    spec.incarnation,
+                    model.num_slots,
+                    model.context_length,
+                    model.vocab_size,
+                    str(spec.device),
+                    cores,
+                )
+            )
+            if spec.role == "draft":
+                chunk = spec.prefill_chunk
+                run_draft(Draft(model, spec.incarnation, prefill_chunk=chunk), channel)
+            else:
+                run_target(Target(model, spec.incarnation), channel)
+            channel.close()
+
+
+def _torch_name(device: Device) -> str:
+    """What torch calls the device in this process, which may be shown some of the GPUs only."""
+    if device.kind != "cuda":
+        return "cpu"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    wanted = str(device.gpu)
+    return f"cuda:{visible.index(wanted)}" if wanted in visible else str(device)
+
+
+def _stream_of_its_own(device: str) -> contextlib.AbstractContextManager[object]:
+    """On a GPU, a CUDA stream for this thread, so that two workers in one process overlap."""
+    if device == "cpu":
+        return contextlib.nullcontext()
+    import torch  # noqa: PLC0415 (after pinning)
+
+    return torch.cuda.stream(torch.cuda.Stream(torch.device(device)))  # type: ignore[no-untyped-call]
+
+
+def _warm_up(model: "Decoder") -> None:
+    """One pass of several rows and one of one row: threads, buffers and pages come into being."""
+    slot = model.open()
+    count = min(_WARM_UP_TOKENS, model.context_length - 1)
+    model.forward(slot, [0] * count, 1)
+    model.forward(slot, [0], 1)
+    model.close(slot)

@@ -1,0 +1,91 @@
+"""`specpipe models`: fetch, list, show and prune models."""
+
+from pathlib import Path
+
+import click
+
+from specpipe.models import prune as pruning
+from specpipe.models import store
+
+_models_dir = click.option(
+    "--models-dir",
+    type=click.Path(path_type=Path),
+    help="Folder of the models. [default: $SPECPIPE_MODELS, ./saved_models, or a cache folder]",
+)
+
+
+@click.group()
+def models() -> None:
+    """Fetch, list, show and prune models."""
+
+
+@models.command()
+@click.argument("name")
+@_models_dir
+def fetch(name: str, models_dir: Path | None) -> None:
+    """Download the model NAME, check it, and install it.
+
+    Example: specpipe models fetch smollm2
+    """
+    files = store.fetch(name, store.models_dir(models_dir), _say)
+    click.echo(f"{files.name}: {files.weights}")
+
+
+@models.command("list")
+@_models_dir
+def list_(models_dir: Path | None) -> None:
+    """List the models that are installed."""
+    directory = store.models_dir(models_dir)
+    found = store.list_models(directory)
+    if not found:
+        _say(f"no models in {directory}: get one with `specpipe models fetch smollm2`")
+    width = max((len(files.name) for files in found), default=0)
+    for files in found:
+        size = files.weights.stat().st_size / 1e6
+        click.echo(f"{files.name:<{width}}  {size:7.1f} MB  {files.weights}")
+
+
+@models.command()
+@click.argument("name")
+@_models_dir
+def show(name: str, models_dir: Path | None) -> None:
+    """Tell what the model NAME is: its shape, size, licence and origin."""
+    summary = store.show(name, store.models_dir(models_dir))
+    dtypes = ", ".join(
+        f"{dtype} {count / summary.parameters:.0%}"
+        for dtype, count in sorted(summary.dtypes.items(), key=lambda item: -item[1])
+    )
+    for label, value in (
+        ("name", summary.name),
+        ("architecture", summary.architecture),
+        ("layers", summary.layers),
+        ("parameters", f"{summary.parameters:,}"),
+        ("size", f"{summary.size / 1e6:.1f} MB"),
+        ("stored as", dtypes),
+        ("context", summary.context_length),
+        ("vocabulary", summary.vocab_size),
+        ("licence", summary.licence),
+        ("source", summary.source),
+    ):
+        click.echo(f"{label:<13} {'unknown' if value is None else value}")
+
+
+@models.command()
+@click.argument("target")
+@click.option("--layers", required=True, help="Layers to keep, such as 0-11,18-29.")
+@click.option("--out", required=True, help="Name of the new model.")
+@_models_dir
+def prune(target: str, layers: str, out: str, models_dir: Path | None) -> None:
+    """Make a draft from some of the layers of TARGET, without training.
+
+    Example: specpipe models prune smollm2 --layers 0-11,18-29 --out smollm2-pruned
+    """
+    directory = store.models_dir(models_dir)
+    files = store.resolve(target, directory)
+    count = store.show(target, directory).layers or 0
+    made = pruning.prune(files, pruning.parse_layers(layers, count), directory / out)
+    click.echo(f"{made.name}: {made.weights}")
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)

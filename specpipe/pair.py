@@ -1,0 +1,109 @@
+"""A target and its draft as files and as one vocabulary; text in, token ids out.
+
+Reads metadata only: weights are the workers' business.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from specpipe.config import Config
+from specpipe.errors import UserError
+from specpipe.models.gguf_file import GGUFFile
+from specpipe.models.store import ModelFiles, models_dir, resolve
+from specpipe.tokenizer import Tokenizer, check_pair
+
+Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
+"""A text, a conversation (`role` and `content` of each message), or token ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPair:
+    """What the front end knows of the models.
+
+    Attributes:
+        target, draft: files; no draft: the target works alone.
+        tokenizer: the target's; the draft's agrees with it.
+        context_length: most tokens of a prompt and its completion together.
+    """
+
+    target: ModelFiles
+    draft: ModelFiles | None
+    tokenizer: Tokenizer
+    context_length: int
+    draft_context_length: int
+
+    @classmethod
+    def find(cls, config: Config) -> "ModelPair":
+        """Look up both models and compare their vocabularies.
+
+        Raises:
+            UserError: a model is missing or broken, the vocabularies differ, or the context asked
+                for is longer than the target's.
+        """
+        directory = models_dir(Path(config.models_dir) if config.models_dir else None)
+        target = resolve(config.target.model, directory)
+        tokenizer, own_context = _read(target)
+        context = config.pipeline.context_length or own_context
+        if context > own_context:
+            raise UserError(
+                f"context_length is {context}: {target.name} was made for at most {own_context}"
+            )
+        if config.draft is None:
+            return cls(target, None, tokenizer, context, 0)
+        draft = resolve(config.draft.model, directory)
+        draft_tokenizer, draft_context = _read(draft)
+        check_pair(tokenizer, draft_tokenizer)
+        return cls(target, draft, tokenizer, context, min(context, draft_context))
+
+    def encode(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
+        """Token ids of a prompt; a plain text becomes the user's turn in the model's chat template.
+
+        Args:
+            prompt: see Prompt.
+            raw: take a text as it is, without the chat template.
+
+        Raises:
+            UserError: if it is empty, or leaves no room in the context for a single new token.
+        """
+        tokens = self._tokens(prompt, raw)
+        if not tokens:
+            raise UserError(
+                "the prompt is empty: give some text with --prompt, or on standard input"
+            )
+        if len(tokens) >= self.context_length:
+            raise UserError(
+                f"the prompt has {len(tokens)} tokens and the context of {self.target.name} holds "
+                f"{self.context_length}: shorten the prompt"
+            )
+        return tokens
+
+    def _tokens(self, prompt: Prompt, raw: bool) -> list[int]:
+        if isinstance(prompt, str):
+            if not prompt.strip():
+                return []
+            if raw or not self.tokenizer.has_chat_template:
+                return self.tokenizer.encode(prompt)
+            return self.tokenizer.encode_chat([{"role": "user", "content": prompt}])
+        ids = [item for item in prompt if isinstance(item, int)]
+        messages = [item for item in prompt if not isinstance(item, int)]
+        return self.tokenizer.encode_chat(messages) if messages else self._checked_ids(ids)
+
+    def _checked_ids(self, ids: list[int]) -> list[int]:
+        for token in ids:
+            if not 0 <= token < self.tokenizer.vocab_size:
+                raise UserError(
+                    f"the prompt has the token id {token}: {self.target.name} knows 0 to "
+                    f"{self.tokenizer.vocab_size - 1}"
+                )
+        return ids
+
+
+def _read(files: ModelFiles) -> tuple[Tokenizer, int]:
+    """A model's tokenizer and the context length that it was made for."""
+    metadata: dict[str, Any] = GGUFFile(files.weights).metadata
+    context = metadata.get(f"{metadata.get('general.architecture')}.context_length")
+    if not isinstance(context, int) or context < 1:
+        raise UserError(f"{files.weights} does not say its context length: fetch the model again")
+    return Tokenizer.from_gguf(metadata), context
