@@ -27,14 +27,24 @@ TINY_VOCABULARY = 100
 TinyGGUF = Callable[..., Path]
 
 
-@pytest.fixture(scope="session")
-def smollm2() -> ModelFiles:
-    """The real model, which `make test` fetches before it runs any test."""
-    folder = SAVED_MODELS / "smollm2"
+def _installed(name: str) -> ModelFiles:
+    folder = SAVED_MODELS / name
     found = sorted(folder.glob("*.gguf"))
     if len(found) != 1:
-        pytest.fail(f"{folder} holds no model: `specpipe models fetch smollm2`, or `make test`")
-    return ModelFiles("smollm2", folder, found[0])
+        pytest.fail(f"{folder} holds no model: `make test` installs it")
+    return ModelFiles(name, folder, found[0])
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> ModelFiles:
+    """The real target, which `make test` fetches before it runs any test."""
+    return _installed("smollm2")
+
+
+@pytest.fixture(scope="session")
+def smollm2_pruned() -> ModelFiles:
+    """The default draft, which `make test` makes of it."""
+    return _installed("smollm2-pruned")
 
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
@@ -68,7 +78,8 @@ def write_tiny_gguf(
     """
     settings = TINY | {"attention.layer_norm_rms_epsilon": 1e-5, "rope.freq_base": 10000.0}
     settings |= metadata or {}
-    tensors = _tiny_tensors(settings, np.random.default_rng(seed), tied)
+    shape = {key: value for key, value in settings.items() if isinstance(value, int)}
+    tensors = _tiny_tensors(TINY | shape, np.random.default_rng(seed), tied)
     change(tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = GGUFWriter(path, architecture)
@@ -88,7 +99,7 @@ def write_tiny_gguf(
 
 
 def _tiny_tensors(
-    settings: dict[str, Any], random: np.random.Generator, tied: bool
+    settings: dict[str, int], random: np.random.Generator, tied: bool
 ) -> dict[str, tuple[Any, Any]]:
     kinds = GGMLQuantizationType
     width, ffn = settings["embedding_length"], settings["feed_forward_length"]

@@ -1,0 +1,66 @@
+"""An independent reference: the target alone writes what transformers writes with its weights."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from specpipe.actors import Config, Pipeline, SamplingParams
+from tests.prompts import prompts
+
+TOKENS = 64
+EXPLAINED = 1e-3  # a gap between two logits that float32 rounding can close
+
+
+@pytest.fixture(scope="module")
+def reference(smollm2):
+    """Reads the file with transformers' own GGUF code: none of ours has a part in it."""
+    model = AutoModelForCausalLM.from_pretrained(
+        smollm2.folder, gguf_file=smollm2.weights.name, dtype=torch.float32
+    )
+    return model.eval()
+
+
+@torch.inference_mode()
+def greedy(model, prompt, count, stop):
+    """Plain decoding with transformers, and for each step the gap to any other token."""
+    written, logits = [], []
+    output = model(torch.tensor([prompt]), use_cache=True)
+    while True:
+        row = output.logits[0, -1]
+        logits.append(row)
+        written.append(int(row.argmax()))
+        if len(written) == count or written[-1] in stop:
+            return written, logits
+        output = model(
+            torch.tensor([written[-1:]]), past_key_values=output.past_key_values, use_cache=True
+        )
+
+
+def compare(smollm2, reference, count):
+    config = Config().override(
+        models_dir=str(smollm2.folder.parent),
+        target={"dtype": "float32"},
+        draft={"model": "none"},
+    )
+    with Pipeline.launch(config) as pipeline:
+        encoded = [pipeline.pair.encode(prompt) for prompt in prompts(count)]
+        stop = pipeline.pair.tokenizer.stop_token_ids
+        ours = pipeline.generate(encoded, SamplingParams(max_tokens=TOKENS))
+    for prompt, completion in zip(encoded, ours, strict=True):
+        theirs, logits = greedy(reference, prompt, TOKENS, stop)
+        pairs = zip(completion.token_ids, theirs, strict=False)
+        at = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+        if at is None:
+            assert len(completion.token_ids) == len(theirs)
+            continue
+        gap = float(logits[at][theirs[at]] - logits[at][completion.token_ids[at]])
+        assert gap < EXPLAINED, f"token {at} differs, and the logits by {gap}"
+
+
+def test_two_prompts(smollm2, reference):
+    compare(smollm2, reference, 2)
+
+
+@pytest.mark.slow
+def test_ten_prompts(smollm2, reference):
+    compare(smollm2, reference, 10)

@@ -1,0 +1,146 @@
+"""The whole pipeline with real models: same output as the target alone, and nothing left behind."""
+
+import os
+import tempfile
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from specpipe.actors import Config, Pipeline, SamplingParams
+from specpipe.devices import format_cores
+from specpipe.errors import UserError
+from tests.prompts import prompts
+
+GREEDY = SamplingParams(max_tokens=32)
+WARM = SamplingParams(max_tokens=32, temperature=0.8, seed=7)
+
+
+@pytest.fixture(scope="module")
+def reference(smollm2):
+    """What the target writes alone, by sampling parameters."""
+    models = str(smollm2.folder.parent)
+    config = Config().override(models_dir=models, draft={"model": "none"})
+    with Pipeline.launch(config) as pipeline:
+        return {
+            params: [c.token_ids for c in pipeline.generate(prompts(3), params)]
+            for params in (GREEDY, WARM)
+        }
+
+
+@pytest.fixture(scope="module", params=["smollm2", "smollm2-pruned"])
+def pipeline(request, smollm2, smollm2_pruned):
+    config = Config().override(
+        models_dir=str(smollm2.folder.parent), draft={"model": request.param}
+    )
+    with Pipeline.launch(config) as pipeline:
+        yield pipeline
+
+
+@pytest.mark.parametrize("params", [GREEDY, WARM], ids=["greedy", "sampled"])
+def test_a_draft_never_changes_what_the_target_writes(pipeline, reference, params):
+    completions = pipeline.generate(prompts(3), params)
+    assert [c.token_ids for c in completions] == reference[params]
+
+
+def test_a_run_without_faults_has_no_timeout_and_no_protocol_error(pipeline):
+    for completion in pipeline.generate(prompts(3), GREEDY):
+        metrics = completion.metrics
+        assert (metrics.timeouts, metrics.protocol_errors) == (0, 0)
+        assert metrics.accepted <= metrics.sent <= metrics.drafted
+
+
+def test_the_target_as_its_own_draft_is_always_right_and_overlaps(pipeline):
+    if pipeline.pair.draft.name != "smollm2":
+        assert all(c.metrics.acceptance_rate < 1 for c in pipeline.generate(prompts(1), GREEDY))
+        return
+    params = SamplingParams(max_tokens=64, ignore_eos=True)
+    for completion in pipeline.generate(prompts(2), params):
+        assert completion.metrics.acceptance_rate == 1.0
+        assert completion.metrics.rollbacks == 0
+        assert completion.metrics.useful_overlap >= 0.5
+
+
+def test_the_pieces_of_a_stream_are_the_text_of_the_completion(pipeline):
+    with pipeline.stream(prompts(1)[0], GREEDY) as stream:
+        pieces = list(stream)
+    assert len(pieces) > 1
+    assert "".join(pieces) == stream.completion.text
+    assert stream.completion.metrics.completion_tokens == len(stream.completion.token_ids)
+
+
+def test_a_stream_left_early_is_aborted_and_its_slot_is_free_for_the_next(pipeline):
+    with pipeline.stream("Count from 1 to 1000.", SamplingParams(max_tokens=4000)) as stream:
+        next(iter(stream))
+    assert stream.completion.finish_reason == "abort"
+    assert pipeline.generate(prompts(1), GREEDY)[0].finish_reason in {"stop", "length"}
+
+
+def test_a_bad_prompt_among_good_ones_starts_nothing(pipeline):
+    with pytest.raises(UserError, match="prompt is empty"):
+        pipeline.generate(["Hello", ""], GREEDY)
+    with pytest.raises(UserError, match="token id 999999"):
+        pipeline.generate([[1, 999_999]], GREEDY)
+
+
+def test_one_pipeline_serves_several_threads(pipeline, reference):
+    results = {}
+
+    def work(i, prompt):
+        results[i] = pipeline.generate([prompt], GREEDY)[0].token_ids
+
+    threads = [threading.Thread(target=work, args=item) for item in enumerate(prompts(3))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [results[i] for i in range(3)] == reference[GREEDY]
+
+
+def test_workers_run_on_the_cores_that_they_report(pipeline):
+    """sched_setaffinity(0) pins the calling thread alone; torch's others would wander."""
+    if len(os.sched_getaffinity(0)) < 2:
+        return
+    by_cores = {tuple(sorted(worker.cores)) for worker in pipeline.workers.values()}
+    assert len(by_cores) == 2, "draft and target must not share cores"
+    for worker in pipeline.workers.values():
+        assert worker.device == f"cpu:{format_cores(worker.cores)}"
+    pinned = [
+        {tuple(sorted(os.sched_getaffinity(thread.id))) for thread in process.threads()}
+        for process in psutil.process_iter(["cmdline"])
+        if any("WorkerHost" in part for part in process.info["cmdline"] or [])
+    ]
+    assert all(len(affinities) == 1 for affinities in pinned)
+
+
+def test_a_ray_that_was_running_is_used_and_left_running_and_nothing_of_ours_stays(smollm2):
+    """Ending a Ray that is not ours would take other people's work down with it."""
+    config = Config().override(
+        models_dir=str(smollm2.folder.parent), draft={"model": "none"}
+    )
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        before = set(Path(tempfile.gettempdir()).glob("specpipe-*"))
+        with Pipeline.launch(config) as pipeline:
+            assert pipeline.generate(["Hello"], SamplingParams(max_tokens=4))
+            workers = ray.util.list_named_actors()
+            assert len([name for name in workers if name.startswith("specpipe-")]) == 1
+        assert ray.is_initialized()
+        assert ray.util.list_named_actors() == []
+        assert set(Path(tempfile.gettempdir()).glob("specpipe-*")) == before
+        assert not [t for t in threading.enumerate() if t.name.startswith("specpipe")]
+    finally:
+        ray.shutdown()
+
+
+def test_a_launch_that_fails_leaves_nothing_running(smollm2):
+    """A model that can't be loaded is found in the worker, when Ray and the hub already run."""
+    config = Config().override(
+        models_dir=str(smollm2.folder.parent), draft={"model": "none"}, target={"dtype": "bfloat16"}
+    )
+    with pytest.raises(UserError, match="bfloat16"):
+        Pipeline.launch(config)
+    assert not ray.is_initialized()
+    assert not [t for t in threading.enumerate() if t.name.startswith("specpipe")]
