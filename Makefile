@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MODELS := saved_models/smollm2/source.json saved_models/smollm2-pruned/source.json
 
-.PHONY: run test test-slow test-gpu check clean
+.PHONY: run test test-slow test-gpu measure check clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run $(MODELS)
@@ -22,6 +22,9 @@ test-slow: $(VENV)/.test $(MODELS)
 
 test-gpu: $(VENV)/.test $(MODELS)
 	$(BIN)/python -m pytest -m gpu
+
+measure: $(VENV)/.test $(MODELS)
+	$(BIN)/python -m tests.measure_handover
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .
