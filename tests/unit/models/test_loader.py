@@ -1,0 +1,94 @@
+"""Loading: what can't be run exactly is refused with one line that says why."""
+
+import shutil
+
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+
+from specpipe.errors import UserError
+from specpipe.models import loader
+from specpipe.models.loader import load_model
+
+
+def drop(name: str):
+    return lambda tensors: tensors.pop(name)
+
+
+def extra(name: str):
+    return lambda tensors: tensors.update({name: tensors["output_norm.weight"]})
+
+
+def reshape(name: str):
+    def change(tensors) -> None:
+        values, _ = tensors[name]
+        tensors[name] = (values[:-1], GGMLQuantizationType.F32)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"architecture": "mamba"}, "architecture 'mamba', .* of architecture llama"),
+        ({"metadata": {"block_count": None}}, "block_count = None"),
+        ({"metadata": {"block_count": "three"}}, "block_count = 'three'"),
+        ({"metadata": {"rope.freq_base": 0.0}}, "rope.freq_base = 0.0"),
+        ({"metadata": {"rope.scaling.type": "yarn"}}, "rotary scaling 'yarn'"),
+        ({"metadata": {"rope.dimension_count": 8}}, "a part of each head"),
+        ({"metadata": {"attention.head_count_kv": 3}}, "4 heads on 3"),
+        ({"change": extra("blk.0.attn_q.bias")}, r"a tensor blk\.0\.attn_q\.bias"),
+        ({"change": extra("blk.3.attn_norm.weight")}, r"a tensor blk\.3\.attn_norm\.weight"),
+        ({"change": drop("token_embd.weight")}, r"token_embd\.weight is missing"),
+        ({"change": drop("blk.1.ffn_up.weight")}, r"blk\.1\.ffn_up\.weight is missing"),
+        (
+            {"change": reshape("blk.2.ffn_down.weight")},
+            r"blk\.2\.ffn_down\.weight has shape \[63, 96\], expected \[64, 96\]",
+        ),
+    ],
+)
+def test_files_that_would_be_computed_wrongly_are_refused(tiny_gguf, options, what) -> None:
+    with pytest.raises(UserError, match=what) as raised:
+        load_model(tiny_gguf("odd.gguf", **options))
+    assert "odd.gguf" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"context_length": 257}, "context length 257 .* choose 1 to 256"),
+        ({"context_length": 0}, "context length 0 "),
+        ({"num_slots": 0}, "num_slots is 0"),
+        ({"dtype": "int3"}, "dtype 'int3' is unknown: use auto, float16"),
+        ({"dtype": "bfloat16"}, "bfloat16 needs a CUDA device"),
+        ({"device": "tpu"}, "device 'tpu' is unknown: use cpu or cuda:N"),
+        ({"device": "cuda:99"}, "device 'cuda:99' does not exist"),
+    ],
+)
+def test_settings_that_cannot_be_had_are_named(tiny_gguf, options, what) -> None:
+    with pytest.raises(UserError, match=what):
+        load_model(tiny_gguf(), **options)
+
+
+def test_a_folder_must_hold_exactly_one_file(tiny_gguf, tmp_path) -> None:
+    with pytest.raises(UserError, match="holds no weights"):
+        load_model(tmp_path)
+    path = tiny_gguf()
+    assert load_model(tmp_path).vocab_size == 100
+    shutil.copy(path, tmp_path / "more.gguf")
+    with pytest.raises(UserError, match=r"several .gguf files \(more.gguf, tiny.gguf\)"):
+        load_model(tmp_path)
+
+
+def test_auto_takes_float32_where_float16_has_no_kernel(tiny_gguf, monkeypatch) -> None:
+    monkeypatch.setattr(loader, "has_float16", lambda: False)
+    assert load_model(tiny_gguf()).dtype == torch.float32
+    monkeypatch.setattr(loader, "has_float16", lambda: True)
+    assert load_model(tiny_gguf()).dtype == torch.float16
+
+
+def test_the_model_tells_its_shape(tiny_gguf) -> None:
+    model = load_model(tiny_gguf(), context_length=100, num_slots=2)
+    assert (model.vocab_size, model.context_length, model.num_slots) == (100, 100, 2)
+    assert (model.config.layers, model.config.head_dim) == (3, 16)
