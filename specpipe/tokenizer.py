@@ -151,11 +151,12 @@ class Tokenizer:
 
     def _encode_plain(self, text: str) -> list[int]:
         try:
-            ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
+            text.encode()
         except UnicodeEncodeError as error:
             raise UserError(
                 f"the text is not valid Unicode at character {error.start}: give it as UTF-8"
             ) from None
+        ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
         return ids
 
 
