@@ -324,7 +324,7 @@ class Coordinator:
         tokens, reason = cut_at_stop(
             decided, self._left(sequence), sequence.sampling.stop_token_ids
         )
-        metrics.note_accepted([d.moment for d in block[: event.accepted][: len(tokens)]])
+        metrics.note_accepted([d.begun for d in block[: event.accepted][: len(tokens)]])
         metrics.verifying.add(event.begun, event.ended)
         sequence.target_length = len(sequence.committed) + event.accepted
         self._commit(sequence, tokens)

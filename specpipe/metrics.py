@@ -58,7 +58,8 @@ class RequestMetrics:
         drafted: tokens that arrived from the draft and continued the chain.
         sent: drafted tokens that went into blocks.
         accepted: of those, the ones that stand in the output.
-        useful: of those, the ones drafted while a verification ran.
+        useful: of those, the ones whose draft step began while a verification ran: ordinary
+            speculative decoding would have waited for the verdict first.
         rollbacks: commits that contradicted what was drafted.
         stale_blocks: blocks dropped because they continued an abandoned chain.
         protocol_errors: messages that should not have been possible.
@@ -85,10 +86,10 @@ class RequestMetrics:
     verifying: Spans = field(default_factory=Spans)
     drafting: Spans = field(default_factory=Spans)
 
-    def note_accepted(self, drafted_at: Sequence[float]) -> None:
-        """Count accepted tokens, given the moments at which each was being drafted."""
-        self.accepted += len(drafted_at)
-        self.useful += sum(self.verifying.covers(moment) for moment in drafted_at)
+    def note_accepted(self, begun: Sequence[float]) -> None:
+        """Count accepted tokens, given the moments at which drafting each began."""
+        self.accepted += len(begun)
+        self.useful += sum(self.verifying.covers(moment) for moment in begun)
 
     @property
     def wasted(self) -> int:

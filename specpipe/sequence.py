@@ -15,11 +15,11 @@ from specpipe.sampling import Sampling
 
 
 class Drafted(NamedTuple):
-    """A guess: the token, the draft's own chance for it, and the middle of its draft step."""
+    """A guess: the token, the draft's own chance for it, and when its draft step began."""
 
     token: int
     confidence: float
-    moment: float
+    begun: float
 
 
 class DraftState(Enum):
@@ -112,8 +112,8 @@ class SequenceState:
                 if token != self._pending(position).token:
                     return BlockFate.ERROR
             else:
-                moment = (block.begun[earlier + i] + block.ended[earlier + i]) / 2
-                self.waiting.append(Drafted(token, block.confidences[i], moment))
+                begun = block.begun[earlier + i]
+                self.waiting.append(Drafted(token, block.confidences[i], begun))
                 self.metrics.drafted += 1
         return BlockFate.TAKEN
 

@@ -112,15 +112,18 @@ class Draft:
                 return [Closed("draft", request, self._incarnation)]
         return []
 
-    def contradicts(self, message: Message) -> bool:
-        """Whether a message makes the step in progress useless."""
+    def outdates(self, message: Message) -> bool:
+        """Whether a message makes the step in progress useless.
+
+        A commit does so where it contradicts the chain, and also where it goes past its end: the
+        token that is being guessed is known then, and one pass over both comes out ahead.
+        """
         if not isinstance(message, Open | Commit | Close) or message.request != self._current:
             return False
         if not isinstance(message, Commit):
             return True
         chain = self._chains[message.request]
-        at = chain.disagreement(message.start, message.tokens)
-        return at is not None and at < len(chain.tokens)
+        return chain.disagreement(message.start, message.tokens) is not None
 
     def step(self, interrupted: Callable[[], bool] | None = None) -> list[FromWorker]:
         """Feed one chunk or draft one token, for the sequence whose turn it is.

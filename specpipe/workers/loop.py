@@ -23,7 +23,7 @@ def run_draft(draft: Draft, channel: Channel) -> None:
 
     def interrupted() -> bool:
         inbox.extend(channel.receive())
-        return any(isinstance(m, Shutdown) or draft.contradicts(m) for m in inbox)
+        return any(isinstance(m, Shutdown) or draft.outdates(m) for m in inbox)
 
     while True:
         inbox.extend(channel.receive(None if draft.idle else 0.0))
