@@ -8,21 +8,18 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
-from specpipe.tokenizer import Detokenizer
-
 from specpipe.actors.cluster import gpu_count, ray_session
 from specpipe.actors.supervisor import Supervisor
 from specpipe.channel import socket_directory
 from specpipe.completion import Completion
 from specpipe.config import Config
-from specpipe.coordinator import Coordinator, Finish, Submit, Tokens
 from specpipe.devices import place
 from specpipe.errors import SpecpipeError
-from specpipe.hub import Hub
-from specpipe.messages import Ready, Role
+from specpipe.hub_client import HubClient
+from specpipe.messages import Finish, Ready, Role, Submit, Tokens
 from specpipe.pair import ModelPair, Prompt
-from specpipe.policy import make_policy
 from specpipe.sampling import MAX_SEED, Sampling, SamplingParams
+from specpipe.tokenizer import Detokenizer
 
 
 class Stream:
@@ -32,7 +29,9 @@ class Stream:
     context manager.
     """
 
-    def __init__(self, hub: Hub, detokenizer: Detokenizer, request: Submit, seed: int) -> None:
+    def __init__(
+        self, hub: HubClient, detokenizer: Detokenizer, request: Submit, seed: int
+    ) -> None:
         self._hub = hub
         self._detokenizer = detokenizer
         self._request = request.request
@@ -107,7 +106,7 @@ class Pipeline:
         self.workers = {}
         self._resources = ExitStack()
         self._requests = itertools.count(1)
-        self._hub: Hub
+        self._hub: HubClient
 
     @classmethod
     def launch(cls, config: Config, pair: ModelPair | None = None) -> Self:
@@ -133,19 +132,22 @@ class Pipeline:
         config, pair = self.config, self.pair
         draft_device = config.draft.device if config.draft else None
         placement = place(draft_device, config.target.device, gpus=gpu_count())
-        owns_ray = self._resources.enter_context(ray_session(config.ray))
         directory = self._resources.enter_context(socket_directory())
-        coordinator = Coordinator(
-            make_policy(config.pipeline.policy),
-            lookahead=config.pipeline.lookahead,
-            prefill_chunk=config.pipeline.prefill_chunk,
-            wait_timeout_s=config.pipeline.wait_timeout_s,
+        self._hub = HubClient(
+            directory,
+            placement.target.cores,
+            {
+                "policy": config.pipeline.policy,
+                "lookahead": config.pipeline.lookahead,
+                "prefill_chunk": config.pipeline.prefill_chunk,
+                "wait_timeout_s": config.pipeline.wait_timeout_s,
+            },
         )
-        self._hub = Hub(coordinator)
+        owns_ray = self._resources.enter_context(ray_session(config.ray))
         supervisor = Supervisor(pair, placement, config, directory, self._hub, owns_ray=owns_ray)
-        self._resources.callback(supervisor.close)
-        self._resources.callback(self._hub.close)
         self._hub.start(supervisor.note_ready)
+        self._resources.callback(self._hub.close)
+        self._resources.callback(supervisor.close)
         self.workers = supervisor.launch()
 
     def close(self) -> None:
@@ -203,5 +205,5 @@ class Pipeline:
         seed = secrets.randbelow(MAX_SEED) if params.seed is None else params.seed
         stops = () if params.ignore_eos else self.pair.tokenizer.stop_token_ids
         sampling = Sampling(float(params.temperature), seed, 0, tuple(stops))
-        request = Submit(next(self._requests), tokens, params.max_tokens, sampling)
+        request = Submit(next(self._requests), tuple(tokens), params.max_tokens, sampling)
         return Stream(self._hub, Detokenizer(self.pair.tokenizer), request, seed)

@@ -18,13 +18,11 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from specpipe.actors.worker import WorkerHost, WorkerSpec
-from specpipe.channel import Channel
 from specpipe.config import Config, ModelConfig
-from specpipe.coordinator import Gone, Lost
 from specpipe.devices import Device, Placement
 from specpipe.errors import SpecpipeError, UserError, WorkerError
-from specpipe.hub import Hub
-from specpipe.messages import Ready, Role
+from specpipe.hub_client import HubClient
+from specpipe.messages import Attach, Gone, Lost, Ready, Role
 from specpipe.models.store import ModelFiles
 from specpipe.pair import ModelPair
 
@@ -62,7 +60,7 @@ class Supervisor:
         placement: Placement,
         config: Config,
         directory: Path,
-        hub: Hub,
+        hub: HubClient,
         *,
         owns_ray: bool,
     ) -> None:
@@ -170,7 +168,7 @@ class Supervisor:
 
     def _start(self, role: Role, incarnation: int, host: Any) -> None:
         address = f"ipc://{self._directory}/{role}-{incarnation}"
-        self._hub.attach(role, incarnation, Channel.bind(address))
+        self._hub.post(Attach(role, incarnation, address))
         spec = WorkerSpec(
             role=role,
             incarnation=incarnation,

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import zmq
 
+from specpipe.codec import MAX_MESSAGE_BYTES, decode, encode
 from specpipe.errors import ProtocolError, SpecpipeError
-from specpipe.messages import MAX_MESSAGE_BYTES, Message, decode, encode
+from specpipe.messages import Message
 
 _HIGH_WATER_MARK = 10_000
 _LONGEST_PATH = 107  # sockaddr_un, less the final zero

@@ -11,61 +11,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specpipe.messages import (
+    Abort,
     Block,
     Close,
     Closed,
     Exhausted,
     Failed,
+    Finish,
     FromWorker,
+    Gone,
+    Lost,
     Opened,
     Progress,
     Ready,
     Resync,
     Role,
+    Submit,
     ToDraft,
+    Tokens,
     ToTarget,
     Verdict,
 )
 from specpipe.metrics import RequestMetrics
 from specpipe.policy import Policy, Situation
-from specpipe.sampling import Sampling
 from specpipe.sequence import BlockFate, DraftState, SequenceState
 from specpipe.stopping import FinishReason, cut_at_stop
-
-# -- events, besides the messages from the workers
-
-
-@dataclass(frozen=True, slots=True)
-class Submit:
-    """A new request: continue `tokens` by at most `max_tokens`."""
-
-    request: int
-    tokens: Sequence[int]
-    max_tokens: int
-    sampling: Sampling
-
-
-@dataclass(frozen=True, slots=True)
-class Abort:
-    """The user wants no more of a request."""
-
-    request: int
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """This incarnation of a worker is gone."""
-
-    role: Role
-    incarnation: int
-
-
-@dataclass(frozen=True, slots=True)
-class Gone:
-    """A worker is gone and will not come back."""
-
-    role: Role
-    cause: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,25 +67,6 @@ class StartTimer:
     request: int
     timer: int
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Tokens became final; `start` counts from the beginning of the prompt."""
-
-    request: int
-    start: int
-    tokens: Sequence[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """A request ended; `cause` is one line, empty unless the reason is an error."""
-
-    request: int
-    reason: FinishReason
-    cause: str
-    metrics: RequestMetrics
 
 
 Command = Send | StartTimer | Tokens | Finish
@@ -318,8 +269,8 @@ class Coordinator:
             return
         metrics = sequence.metrics
         metrics.target_forwards += 1
-        if sequence.handover_from is not None:
-            metrics.handovers.append(event.received - sequence.handover_from)
+        if sequence.handover:
+            metrics.handovers.append(event.idle)
         decided = [*(d.token for d in block[: event.accepted]), event.token]
         tokens, reason = cut_at_stop(
             decided, self._left(sequence), sequence.sampling.stop_token_ids
@@ -328,7 +279,7 @@ class Coordinator:
         metrics.verifying.add(event.begun, event.ended)
         sequence.target_length = len(sequence.committed) + event.accepted
         self._commit(sequence, tokens)
-        sequence.handover_from = event.ended if sequence.waiting else None
+        sequence.handover = bool(sequence.waiting)
         if reason:
             self._finish(sequence, reason)
 
@@ -342,7 +293,7 @@ class Coordinator:
         commit = sequence.commit(tokens, self._limit(sequence, len(tokens)))
         if sequence.draft in {DraftState.OPENING, DraftState.OPEN}:
             self._send("draft", commit)
-        self._commands.append(Tokens(sequence.request, start, tokens))
+        self._commands.append(Tokens(sequence.request, start, tuple(tokens)))
 
     # -- what follows from the state
 
@@ -380,7 +331,7 @@ class Coordinator:
         if count is not None:
             self._send("target", sequence.verify(self._next_id(), count))
             return
-        sequence.handover_from = None
+        sequence.handover = False
         if sequence.timer is None:
             sequence.timer = self._next_id()
             self._commands.append(

@@ -65,7 +65,7 @@ class RequestMetrics:
         protocol_errors: messages that should not have been possible.
         timeouts: times that a promised draft token did not come.
         handovers: seconds from a verdict's leaving the target to the next block's arrival there,
-            where tokens were waiting.
+            by the target's clock, where tokens were waiting.
     """
 
     submitted: float = 0.0

@@ -53,7 +53,8 @@ class SequenceState:
         exhausted_at: the serial at which the draft said that it can't go on.
         timer: id of the running timer, while waiting for the draft.
         must_send: a timer fired, so waiting is not allowed until the next extend.
-        handover_from: when the last verdict left, if a block could follow it at once.
+        handover: whether tokens were waiting when the last verdict came, so that a block followed
+            it at once.
     """
 
     request: int
@@ -72,7 +73,7 @@ class SequenceState:
     exhausted_at: int = -1
     timer: int | None = None
     must_send: bool = False
-    handover_from: float | None = None
+    handover: bool = False
     _commit_serials: list[int] = field(default_factory=list)
 
     @property
@@ -161,7 +162,7 @@ class SequenceState:
         self.metrics.sent -= len(self.in_flight)
         self.in_flight, self.extend = [], None
         self.target_length = 0
-        self.timer = self.handover_from = None
+        self.timer, self.handover = None, False
 
     def lose_draft(self) -> None:
         """The draft's state is gone; its guesses stay."""

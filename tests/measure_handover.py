@@ -1,22 +1,71 @@
 """How long the target waits for its next block when tokens are waiting: `make measure`.
 
 Prints the median and the 95th percentile of the time from a verdict's leaving the target to the
-next block's arrival there; once with an idle host program, and once with one that keeps the
-interpreter of the coordinator's own process busy.
+next block's arrival there; with an idle host program, and with one that keeps its interpreter
+busy. The real hub, loops and models, each model on a core of its own; the target makes each pass
+four times, which stands for a target four times as slow as its draft, so that tokens are always
+waiting when a verdict comes.
 """
 
+import multiprocessing
+import queue
 import statistics
-import sys
 import threading
+from pathlib import Path
 
-from specpipe.actors import Config, Pipeline, SamplingParams
+from specpipe.channel import Channel, socket_directory
+from specpipe.config import Config
+from specpipe.devices import pin_process
+from specpipe.hub_client import HubClient
+from specpipe.messages import Attach, Finish, Ready, Role, Submit, Tokens
+from specpipe.models.store import models_dir, resolve
+from specpipe.pair import ModelPair
+from specpipe.sampling import Sampling
+from specpipe.workers.draft import Draft
+from specpipe.workers.loop import run_draft, run_target
+from specpipe.workers.target import Target
 from tests.prompts import prompts
 
+PASSES = 4
+TOKENS = 256
 
-def handovers(pipeline: Pipeline) -> list[float]:
-    params = SamplingParams(max_tokens=128, ignore_eos=True)
-    completions = pipeline.generate(prompts(5), params)
-    return [seconds * 1000 for c in completions for seconds in c.metrics.handovers]
+
+def serve(role: Role, core: int, weights: Path, address: str) -> None:
+    """A worker as the Ray actor runs it, but for Ray."""
+    pin_process([core])
+    import torch  # noqa: PLC0415 (after pinning)
+
+    from specpipe.models.decoder import Decoder  # noqa: PLC0415
+    from specpipe.models.loader import load_model  # noqa: PLC0415
+
+    class Slowed(Decoder):
+        def forward(self, slot, tokens, rows, interrupted=None):
+            length = self.length(slot)
+            for _ in range(PASSES - 1):
+                super().forward(slot, tokens, rows)
+                self.truncate(slot, length)
+            return super().forward(slot, tokens, rows, interrupted)
+
+    torch.set_num_threads(1)
+    model = load_model(weights, context_length=2048)
+    channel = Channel.connect(address)
+    channel.send(Ready(role, 1, 1, model.context_length, model.vocab_size, "cpu", (core,)))
+    if role == "draft":
+        run_draft(Draft(model, 1), channel)
+    else:
+        model.__class__ = Slowed
+        run_target(Target(model, 1), channel)
+
+
+def handovers(hub: HubClient, number: int, tokens: list[int]) -> list[float]:
+    done: queue.SimpleQueue[Finish] = queue.SimpleQueue()
+
+    def sink(message: Tokens | Finish) -> None:
+        if isinstance(message, Finish):
+            done.put(message)
+
+    hub.submit(Submit(number, tuple(tokens), TOKENS, Sampling(0.0, 1, 0, ())), sink)
+    return [seconds * 1000 for seconds in done.get().metrics.handovers]
 
 
 def busy(stop: threading.Event) -> None:
@@ -24,24 +73,46 @@ def busy(stop: threading.Event) -> None:
         sum(i * i for i in range(1000))
 
 
-def main(draft: str) -> None:
-    config = Config().override(draft={"model": draft})
-    with Pipeline.launch(config) as pipeline:
-        handovers(pipeline)  # warm-up
-        for name in ("idle", "busy", "idle", "busy"):
-            stop = threading.Event()
-            thread = threading.Thread(target=busy, args=(stop,))
-            if name == "busy":
-                thread.start()
-            times = sorted(handovers(pipeline))
-            stop.set()
-            if name == "busy":
-                thread.join()
-            print(
-                f"host {name}: median {statistics.median(times):.3f} ms, "
-                f"p95 {times[int(len(times) * 0.95)]:.3f} ms, {len(times)} handovers"
-            )
+def measure(hub: HubClient, tokens: list[int]) -> None:
+    handovers(hub, 1, tokens)  # warm-up
+    for number, name in enumerate(("idle", "busy") * 3, 2):
+        stop = threading.Event()
+        thread = threading.Thread(target=busy, args=(stop,))
+        if name == "busy":
+            thread.start()
+        times = sorted(handovers(hub, number, tokens))
+        stop.set()
+        if name == "busy":
+            thread.join()
+        print(
+            f"host {name}: median {statistics.median(times):.3f} ms, "
+            f"p95 {times[int(len(times) * 0.95)]:.3f} ms, {len(times)} handovers",
+            flush=True,
+        )
+
+
+def main() -> None:
+    weights = resolve("smollm2", models_dir()).weights
+    tokens = ModelPair.find(Config().override(draft={"model": "none"})).encode(prompts(1)[0])
+    ready = threading.Semaphore(0)
+    with socket_directory() as directory:
+        settings = {"policy": "take_all", "lookahead": 64, "prefill_chunk": 256}
+        hub = HubClient(directory, [1], settings)
+        hub.start(lambda _: ready.release())
+        workers = []
+        for role, core in (("draft", 0), ("target", 1)):
+            address = f"ipc://{directory}/{role}-1"
+            hub.post(Attach(role, 1, address))
+            context = multiprocessing.get_context("spawn")
+            workers.append(context.Process(target=serve, args=(role, core, weights, address)))
+            workers[-1].start()
+        for _ in workers:
+            ready.acquire()
+        measure(hub, tokens)
+        hub.close()
+        for worker in workers:
+            worker.join()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "smollm2")
+    main()

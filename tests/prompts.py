@@ -20,7 +20,7 @@ OWN = (
 
 
 def prompts(count: int) -> list[str]:
-    """The first `count` prompts of $SPECPIPE_PROMPTS (JSON lines with `prompt` or `turns`), or ours.
+    """As many prompts from $SPECPIPE_PROMPTS (JSON lines with `prompt` or `turns`), or of ours.
 
     Taken evenly from the whole file, so that all of its categories are met.
     """

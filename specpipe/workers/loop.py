@@ -1,5 +1,6 @@
 """The two loops that give a worker its messages and its time."""
 
+import time
 from collections import deque
 
 from specpipe.channel import Channel
@@ -10,11 +11,15 @@ from specpipe.workers.target import Target
 
 def run_target(target: Target, channel: Channel) -> None:
     """Answer commands until Shutdown comes."""
+    left = time.monotonic()
     while True:
-        for message in channel.receive(None):
+        messages = channel.receive(None)
+        arrived = time.monotonic()
+        for message in messages:
             if isinstance(message, Shutdown):
                 return
-            _send(channel, target.handle(message))
+            _send(channel, target.handle(message, max(0.0, arrived - left)))
+            left = time.monotonic()
 
 
 def run_draft(draft: Draft, channel: Channel) -> None:

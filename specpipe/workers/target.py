@@ -48,12 +48,15 @@ class Target:
         self._clock = clock
         self._slots: dict[int, tuple[int, Sampler]] = {}
 
-    def handle(self, message: Message) -> list[FromWorker]:
-        """Take one message; returns the answers."""
+    def handle(self, message: Message, idle: float = 0.0) -> list[FromWorker]:
+        """Take one message; returns the answers.
+
+        `idle`: seconds between the last answer's leaving and this message's arrival.
+        """
         match message:
             case Extend():
                 try:
-                    return [self._extend(message, self._clock())]
+                    return [self._extend(message, idle)]
                 except (SpecpipeError, RuntimeError, MemoryError) as error:
                     cause = f"the target failed: {error}".splitlines()[0][:MAX_TEXT]
                     return [Failed("target", message.request, self._incarnation, cause)]
@@ -63,7 +66,7 @@ class Target:
                 return [Closed("target", request, self._incarnation)]
         return []
 
-    def _extend(self, message: Extend, received: float) -> Verdict | Progress:
+    def _extend(self, message: Extend, idle: float) -> Verdict | Progress:
         slot, sampler = self._slot(message)
         tokens, end = message.tokens, message.start + len(message.tokens)
         if message.start != self._model.length(slot):
@@ -86,9 +89,9 @@ class Target:
             message.extend_id,
             accepted,
             token,
-            received,
             begun,
             self._clock(),
+            idle,
         )
 
     def _slot(self, message: Extend) -> tuple[int, Sampler]:

@@ -117,9 +117,7 @@ def test_workers_run_on_the_cores_that_they_report(pipeline):
 
 def test_a_ray_that_was_running_is_used_and_left_running_and_nothing_of_ours_stays(smollm2):
     """Ending a Ray that is not ours would take other people's work down with it."""
-    config = Config().override(
-        models_dir=str(smollm2.folder.parent), draft={"model": "none"}
-    )
+    config = Config().override(models_dir=str(smollm2.folder.parent), draft={"model": "none"})
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         before = set(Path(tempfile.gettempdir()).glob("specpipe-*"))

@@ -1,0 +1,197 @@
+"""The msgpack form of the messages.
+
+On the wire a message is one array: [VERSION, tag, field, ...], the fields in the order of the
+dataclass. `decode` believes nothing: version, tag, number, types and ranges of the fields are
+checked, so that whatever comes out is a well-typed message. No pickle anywhere.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import fields
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import msgpack
+
+from specpipe.errors import ProtocolError
+from specpipe.messages import (
+    MAX_TEXT,
+    Abort,
+    Attach,
+    Block,
+    Close,
+    Closed,
+    Commit,
+    Exhausted,
+    Extend,
+    Failed,
+    Finish,
+    Gone,
+    Lost,
+    Message,
+    Open,
+    Opened,
+    Progress,
+    Ready,
+    Resync,
+    Shutdown,
+    Submit,
+    Tokens,
+    Verdict,
+)
+from specpipe.metrics import RequestMetrics, Spans
+from specpipe.sampling import Sampling
+
+VERSION = 1
+MAX_MESSAGE_BYTES = 16 * 2**20
+MAX_ITEMS = 2**21
+MAX_INT = 2**63 - 1
+
+# The position is the tag: append, never reorder, and raise VERSION for any other change.
+_TYPES: tuple[type[Message], ...] = (
+    Open,
+    Commit,
+    Extend,
+    Close,
+    Shutdown,
+    Ready,
+    Closed,
+    Failed,
+    Opened,
+    Block,
+    Exhausted,
+    Resync,
+    Verdict,
+    Progress,
+    Submit,
+    Abort,
+    Attach,
+    Lost,
+    Gone,
+    Tokens,
+    Finish,
+)
+_RECORDS = (Sampling, Spans, RequestMetrics)  # parts of messages
+_TAGS = {cls: tag for tag, cls in enumerate(_TYPES)}
+
+_Reader = Callable[[Any], Any]
+
+
+def _read_int(value: Any) -> int:
+    if type(value) is not int or not 0 <= value <= MAX_INT:
+        raise ProtocolError(f"expected an integer from 0 to {MAX_INT}, got {value!r:.80}")
+    return value
+
+
+def _read_float(value: Any) -> float:
+    if type(value) is not float or not math.isfinite(value):
+        raise ProtocolError(f"expected a finite number, got {value!r:.80}")
+    return value
+
+
+def _read_text(value: Any) -> str:
+    if type(value) is not str or len(value) > MAX_TEXT:
+        raise ProtocolError(f"expected a text of at most {MAX_TEXT} characters, got {value!r:.80}")
+    return value
+
+
+_PLAIN: dict[Any, _Reader] = {int: _read_int, float: _read_float, str: _read_text}
+
+
+def _reader(annotation: Any) -> _Reader:
+    """The function that checks and converts a wire value for a field of this type."""
+    if annotation in _PLAIN:
+        return _PLAIN[annotation]
+    if annotation in _RECORDS:
+        return _record_reader(annotation)
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return _literal_reader(arguments)
+    if origin in {tuple, list}:
+        return _array_reader(origin, _reader(arguments[0]))
+    if len(arguments) == 2 and arguments[1] is NoneType:
+        return _optional_reader(_reader(arguments[0]))
+    raise TypeError(f"no wire form for {annotation}")
+
+
+def _literal_reader(allowed: tuple[str, ...]) -> _Reader:
+    def read(value: Any) -> str:
+        if type(value) is not str or value not in allowed:
+            raise ProtocolError(f"expected one of {', '.join(allowed)}, got {value!r:.80}")
+        return value
+
+    return read
+
+
+def _array_reader(kind: type[tuple[Any, ...]] | type[list[Any]], read_item: _Reader) -> _Reader:
+    def read(value: Any) -> tuple[Any, ...] | list[Any]:
+        if type(value) is not list:
+            raise ProtocolError(f"expected an array, got {value!r:.80}")
+        return kind([read_item(item) for item in value])
+
+    return read
+
+
+def _optional_reader(read_value: _Reader) -> _Reader:
+    return lambda value: None if value is None else read_value(value)
+
+
+def _record_reader(cls: type[Any]) -> _Reader:
+    hints = get_type_hints(cls)
+    readers = tuple(_reader(hints[f.name]) for f in fields(cls))
+
+    def read(value: Any) -> Any:
+        if type(value) is not list or len(value) != len(readers):
+            raise ProtocolError(f"expected {cls.__name__} with {len(readers)} fields")
+        return cls(*[read_field(item) for read_field, item in zip(readers, value, strict=True)])
+
+    return read
+
+
+_READERS = tuple(_record_reader(cls) for cls in _TYPES)
+_FIELDS = {cls: tuple(f.name for f in fields(cls)) for cls in (*_TYPES, *_RECORDS)}
+
+
+def _wire(value: Any) -> Any:
+    """A dataclass as the list of its fields."""
+    return [getattr(value, name) for name in _FIELDS[type(value)]]
+
+
+def encode(message: Message) -> bytes:
+    """The wire form of a message."""
+    packed: bytes = msgpack.packb([VERSION, _TAGS[type(message)], *_wire(message)], default=_wire)
+    return packed
+
+
+def decode(data: bytes) -> Message:
+    """The message that `data` is the wire form of.
+
+    Raises:
+        ProtocolError: if it is none: wrong version, unknown tag, malformed, too large, or fields
+            that don't fit together.
+    """
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise ProtocolError(f"a message of {len(data)} bytes; at most {MAX_MESSAGE_BYTES} allowed")
+    try:
+        wire = msgpack.unpackb(
+            data, use_list=True, max_array_len=MAX_ITEMS, max_map_len=0, max_ext_len=0
+        )
+    except Exception as error:  # msgpack raises a dozen types, ValueError's children and others
+        raise ProtocolError(f"not a msgpack message: {error}") from error
+    if type(wire) is not list or len(wire) < 2:
+        raise ProtocolError("a message is an array of version, tag and fields")
+    version, tag, *values = wire
+    if version != VERSION:
+        raise ProtocolError(f"message version {version!r:.80}; this side speaks {VERSION}")
+    if type(tag) is not int or not 0 <= tag < len(_READERS):
+        raise ProtocolError(f"unknown message tag {tag!r:.80}")
+    message: Message = _READERS[tag](values)
+    if isinstance(message, Block):
+        _check_block(message)
+    return message
+
+
+def _check_block(block: Block) -> None:
+    count = len(block.tokens)
+    if count != len(block.confidences) or not count <= len(block.begun) == len(block.ended):
+        raise ProtocolError("a block whose tokens, confidences and times don't match in number")
