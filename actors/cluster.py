@@ -2,10 +2,13 @@
 
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -16,42 +19,66 @@ _OBJECT_STORE_BYTES = 80 * 2**20  # Ray's least: the pipeline puts nothing into 
 _CONNECT_TIMEOUT_S = 5.0
 
 
+_lock = threading.Lock()
+_started = False  # whether that Ray is ours to end
+_sessions = 0  # pipelines of this process that use a Ray which we connected to
+
+
 @contextmanager
 def ray_session(config: RayConfig) -> Iterator[bool]:
-    """A connection to Ray; yields whether this call started that Ray.
+    """A connection to Ray; yields whether that Ray was started here.
 
     A Ray to which this process is connected, which `config.address` or RAY_ADDRESS names, or which
     `ray start` left running on this machine, is used and left as it is. Otherwise one is started
-    here, and ended at the end.
+    here, and ended with the last session that uses it.
 
     Raises:
         UserError: when nothing answers at the address, or it is not host:port.
     """
-    if ray.is_initialized():
-        yield False
-        return
+    global _sessions, _started  # noqa: PLW0603 (as Ray's own connection is the process's)
+    with _lock:
+        theirs = ray.is_initialized() and _sessions == 0
+        if not ray.is_initialized():
+            _started = _connect(config)
+        _sessions += not theirs
+    try:
+        yield _started and not theirs
+    finally:
+        with _lock:
+            _sessions -= not theirs
+            if not theirs and _sessions == 0:
+                ray.shutdown()
+
+
+def _connect(config: RayConfig) -> bool:
+    """Connect this process; returns whether a Ray was started for it."""
     address = _find_address(config.address or os.environ.get("RAY_ADDRESS"))
     # Before Ray starts, since its processes inherit them: GPUs by the numbers that torch gives
     # them on the node, no usage reports, no warning about actors without GPUs.
     os.environ.setdefault("RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is not None:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address=address, **quiet)
         else:
             ray.init(
                 address="local",
                 include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
                 object_store_memory=_OBJECT_STORE_BYTES,
+                **quiet,
             )
-        yield address is None
     except ConnectionError as error:
         raise UserError(f"no Ray at {address}: {error}".splitlines()[0]) from None
-    finally:
+    except BaseException:  # Ctrl-C while Ray starts
         ray.shutdown()
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray took it over
+    return address is None
 
 
 def _find_address(wanted: str | None) -> str | None:

@@ -93,20 +93,17 @@ class Pipeline:
     ```
 
     Attributes:
+        config: as it was launched.
         pair: the models as files, and their tokenizer.
-        workers: what each worker reported of itself, its device and cores included.
     """
-
-    pair: ModelPair
-    workers: dict[Role, Ready]
 
     def __init__(self, config: Config, pair: ModelPair) -> None:
         self.config = config
         self.pair = pair
-        self.workers = {}
         self._resources = ExitStack()
         self._requests = itertools.count(1)
         self._hub: HubClient
+        self._supervisor: Supervisor
 
     @classmethod
     def launch(cls, config: Config, pair: ModelPair | None = None) -> Self:
@@ -144,11 +141,18 @@ class Pipeline:
             },
         )
         owns_ray = self._resources.enter_context(ray_session(config.ray))
-        supervisor = Supervisor(pair, placement, config, directory, self._hub, owns_ray=owns_ray)
+        supervisor = self._supervisor = Supervisor(
+            pair, placement, config, directory, self._hub, owns_ray=owns_ray
+        )
         self._hub.start(supervisor.note_ready)
         self._resources.callback(self._hub.close)
         self._resources.callback(supervisor.close)
-        self.workers = supervisor.launch()
+        supervisor.launch()
+
+    @property
+    def workers(self) -> dict[Role, Ready]:
+        """What each worker reported of itself, its device and cores included."""
+        return self._supervisor.workers
 
     def close(self) -> None:
         """End the workers, close the sockets, remove the files; end Ray if we started it."""

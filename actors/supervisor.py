@@ -18,6 +18,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from specpipe.actors.worker import WorkerHost, WorkerSpec
+from specpipe.channel import worker_address
 from specpipe.config import Config, ModelConfig
 from specpipe.devices import Device, Placement
 from specpipe.errors import SpecpipeError, UserError, WorkerError
@@ -81,7 +82,12 @@ class Supervisor:
             self._ready[ready.role] = ready
             self._changed.notify_all()
 
-    def launch(self) -> dict[Role, Ready]:
+    @property
+    def workers(self) -> dict[Role, Ready]:
+        """What each worker reported of itself when it was last ready."""
+        return dict(self._ready)
+
+    def launch(self) -> None:
         """Start all workers, and wait until each has loaded its model.
 
         Raises:
@@ -101,7 +107,6 @@ class Supervisor:
             if time.monotonic() > deadline:
                 raise self._too_late()
         self._watcher.start()
-        return dict(self._ready)
 
     def close(self) -> None:
         """End all workers, at once."""
@@ -167,7 +172,7 @@ class Supervisor:
         return host
 
     def _start(self, role: Role, incarnation: int, host: Any) -> None:
-        address = f"ipc://{self._directory}/{role}-{incarnation}"
+        address = worker_address(self._directory, role, incarnation)
         self._hub.post(Attach(role, incarnation, address))
         spec = WorkerSpec(
             role=role,

@@ -1,5 +1,6 @@
 """The `specpipe` command."""
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -38,6 +39,9 @@ def main() -> NoReturn:
         _exit("interrupted", INTERRUPTED)
     except KeyboardInterrupt:
         _exit("interrupted", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILURE)
     except click.ClickException as error:
         _exit(error.format_message(), BAD_INPUT)
     except UserError as error:

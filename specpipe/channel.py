@@ -15,7 +15,7 @@ import zmq
 
 from specpipe.codec import MAX_MESSAGE_BYTES, decode, encode
 from specpipe.errors import ProtocolError, SpecpipeError
-from specpipe.messages import Message
+from specpipe.messages import Message, Role
 
 _HIGH_WATER_MARK = 10_000
 _LONGEST_PATH = 107  # sockaddr_un, less the final zero
@@ -38,6 +38,16 @@ def socket_directory() -> Iterator[Path]:
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def hub_address(directory: Path) -> str:
+    """Where the hub listens to the program that embeds it."""
+    return f"ipc://{directory}/hub"
+
+
+def worker_address(directory: Path, role: Role, incarnation: int) -> str:
+    """Where the hub listens to one incarnation of a worker."""
+    return f"ipc://{directory}/{role}-{incarnation}"
 
 
 class Channel:

@@ -9,13 +9,15 @@ import heapq
 import json
 import logging
 import math
+import shutil
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import zmq
 
-from specpipe.channel import Channel
+from specpipe.channel import Channel, hub_address
 from specpipe.coordinator import (
     Command,
     Coordinator,
@@ -135,9 +137,13 @@ def main() -> None:
     """Serve one pipeline; the only argument is JSON: see HubClient."""
     settings: dict[str, Any] = json.loads(sys.argv[1])
     pin_process(settings.pop("cores"))
-    user = Channel.bind(settings.pop("address"))
+    directory = Path(settings.pop("directory"))
+    user = Channel.bind(hub_address(directory))
     policy = make_policy(settings.pop("policy"))
-    Hub(Coordinator(policy, **settings), user, sys.stdin.fileno()).run()
+    try:
+        Hub(Coordinator(policy, **settings), user, sys.stdin.fileno()).run()
+    finally:  # a parent that was killed could not do it
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 
 import zmq
 
-from specpipe.channel import Channel
+from specpipe.channel import Channel, hub_address
 from specpipe.messages import (
     Abort,
     Finish,
@@ -39,15 +39,15 @@ class HubClient:
     """Runs a hub in a process of its own.
 
     Args:
-        directory: for the socket.
+        directory: for all sockets of the pipeline; the hub removes it if we can't.
         cores: to pin the process to. Best are the target's: between a verdict and the next block,
             when every moment counts, they idle.
         settings: `policy`, and the arguments of Coordinator.
     """
 
     def __init__(self, directory: Path, cores: Sequence[int], settings: dict[str, Any]) -> None:
-        self._address = f"ipc://{directory}/hub"
-        self._settings = settings | {"address": self._address, "cores": list(cores)}
+        self._address = hub_address(directory)
+        self._settings = settings | {"directory": str(directory), "cores": list(cores)}
         self._outbox: deque[ToHub] = deque()
         self._sinks: dict[int, Sink] = {}
         self._lock = threading.Lock()  # of _sinks and _ended

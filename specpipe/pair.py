@@ -6,11 +6,11 @@ Reads metadata only: weights are the workers' business.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from specpipe.config import Config
 from specpipe.errors import UserError
 from specpipe.models.gguf_file import GGUFFile
+from specpipe.models.shape import read_config
 from specpipe.models.store import ModelFiles, models_dir, resolve
 from specpipe.tokenizer import Tokenizer, check_pair
 
@@ -102,8 +102,5 @@ class ModelPair:
 
 def _read(files: ModelFiles) -> tuple[Tokenizer, int]:
     """A model's tokenizer and the context length that it was made for."""
-    metadata: dict[str, Any] = GGUFFile(files.weights).metadata
-    context = metadata.get(f"{metadata.get('general.architecture')}.context_length")
-    if not isinstance(context, int) or context < 1:
-        raise UserError(f"{files.weights} does not say its context length: fetch the model again")
-    return Tokenizer.from_gguf(metadata), context
+    file = GGUFFile(files.weights)
+    return Tokenizer.from_gguf(file.metadata), read_config(file).context_length

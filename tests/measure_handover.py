@@ -13,7 +13,7 @@ import statistics
 import threading
 from pathlib import Path
 
-from specpipe.channel import Channel, socket_directory
+from specpipe.channel import Channel, socket_directory, worker_address
 from specpipe.config import Config
 from specpipe.devices import pin_process
 from specpipe.hub_client import HubClient
@@ -101,7 +101,7 @@ def main() -> None:
         hub.start(lambda _: ready.release())
         workers = []
         for role, core in (("draft", 0), ("target", 1)):
-            address = f"ipc://{directory}/{role}-1"
+            address = worker_address(directory, role, 1)
             hub.post(Attach(role, 1, address))
             context = multiprocessing.get_context("spawn")
             workers.append(context.Process(target=serve, args=(role, core, weights, address)))

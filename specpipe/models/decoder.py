@@ -23,39 +23,11 @@ from torch.nn import functional
 from specpipe.models.interface import Logits
 from specpipe.models.kv_cache import KVCache
 from specpipe.models.linear import MAX_ROWS, PackedLinear
+from specpipe.models.shape import DecoderConfig
 
 _LAYERS_BETWEEN_QUESTIONS = 4
 _ELEMENTS_AT_ONCE = 32767
 """One less than at::internal::GRAIN_SIZE, from which torch uses several threads."""
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderConfig:
-    """The shape of a llama-family model.
-
-    Attributes:
-        layers: number of blocks.
-        heads: query heads.
-        kv_heads: key and value heads; `heads` is a multiple of them.
-        head_dim: elements of a head, even.
-        width: elements of the hidden state.
-        ffn_width: elements of the feed-forward layer.
-        vocab_size: token ids, a padded tail included.
-        context_length: most tokens that a slot holds.
-        rope_base: base of the rotary frequencies.
-        norm_eps: added to the mean square before its root is taken.
-    """
-
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    width: int
-    ffn_width: int
-    vocab_size: int
-    context_length: int
-    rope_base: float
-    norm_eps: float
 
 
 @dataclass(frozen=True, slots=True)

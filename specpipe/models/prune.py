@@ -13,7 +13,7 @@ from gguf import GGUFWriter
 
 from specpipe.errors import UserError
 from specpipe.models.gguf_file import GGUFFile
-from specpipe.models.loader import read_config
+from specpipe.models.shape import read_config
 from specpipe.models.store import ModelFiles, new_folder, read_source, write_source
 
 _EXAMPLE = "write them like 0-11,18-29"

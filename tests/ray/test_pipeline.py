@@ -1,13 +1,10 @@
 """The whole pipeline with real models: same output as the target alone, and nothing left behind."""
 
 import os
-import tempfile
 import threading
-from pathlib import Path
 
 import psutil
 import pytest
-import ray
 
 from specpipe.actors import Config, Pipeline, SamplingParams
 from specpipe.devices import format_cores
@@ -113,32 +110,3 @@ def test_workers_run_on_the_cores_that_they_report(pipeline):
         if any("WorkerHost" in part for part in process.info["cmdline"] or [])
     ]
     assert all(len(affinities) == 1 for affinities in pinned)
-
-
-def test_a_ray_that_was_running_is_used_and_left_running_and_nothing_of_ours_stays(smollm2):
-    """Ending a Ray that is not ours would take other people's work down with it."""
-    config = Config().override(models_dir=str(smollm2.folder.parent), draft={"model": "none"})
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
-        before = set(Path(tempfile.gettempdir()).glob("specpipe-*"))
-        with Pipeline.launch(config) as pipeline:
-            assert pipeline.generate(["Hello"], SamplingParams(max_tokens=4))
-            workers = ray.util.list_named_actors()
-            assert len([name for name in workers if name.startswith("specpipe-")]) == 1
-        assert ray.is_initialized()
-        assert ray.util.list_named_actors() == []
-        assert set(Path(tempfile.gettempdir()).glob("specpipe-*")) == before
-        assert not [t for t in threading.enumerate() if t.name.startswith("specpipe")]
-    finally:
-        ray.shutdown()
-
-
-def test_a_launch_that_fails_leaves_nothing_running(smollm2):
-    """A model that can't be loaded is found in the worker, when Ray and the hub already run."""
-    config = Config().override(
-        models_dir=str(smollm2.folder.parent), draft={"model": "none"}, target={"dtype": "bfloat16"}
-    )
-    with pytest.raises(UserError, match="bfloat16"):
-        Pipeline.launch(config)
-    assert not ray.is_initialized()
-    assert not [t for t in threading.enumerate() if t.name.startswith("specpipe")]

@@ -1,0 +1,168 @@
+"""What a pipeline starts ends with it, whatever happens; what it did not start stays."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from specpipe.actors import Config, Pipeline, SamplingParams
+from specpipe.errors import UserError
+from tests.prompts import prompts
+
+SPECPIPE = [sys.executable, "-c", "from specpipe.cli.main import main; main()"]
+PARAMS = SamplingParams(max_tokens=64, ignore_eos=True)
+
+
+@pytest.fixture
+def alone(smollm2):
+    """The target without a draft: the quickest to launch."""
+    return Config().override(models_dir=str(smollm2.folder.parent), draft={"model": "none"})
+
+
+@pytest.fixture
+def nothing_left():
+    """Fails the test if a process, thread or folder of ours outlives it."""
+
+    def traces():
+        names = ("raylet", "gcs_server", "specpipe.hub")
+        lines = [(p.pid, " ".join(p.info["cmdline"] or [])) for p in _processes()]
+        processes = {pid for pid, line in lines if any(name in line for name in names)}
+        threads = {t.name for t in threading.enumerate() if t.name.startswith("specpipe")}
+        return processes, threads, set(Path(tempfile.gettempdir()).glob("specpipe-*"))
+
+    before = traces()
+    yield
+    deadline = time.monotonic() + 10  # Ray takes a moment to notice
+    while traces() != before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert traces() == before
+
+
+def _processes():
+    return [p for p in psutil.process_iter(["cmdline", "status"]) if p.info["status"] != "zombie"]
+
+
+def start(smollm2, *flags):
+    """`specpipe run` as a program of its own, once it has printed its first words."""
+    process = subprocess.Popen(
+        [
+            *(*SPECPIPE, "run", "--prompt", "Count from 1 to 1000.", "--ignore-eos"),
+            *("--max-tokens", "4000", "--models-dir", smollm2.folder.parent, *flags),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdout.read(4)
+    return process
+
+
+def test_ctrl_c_ends_a_run_within_two_seconds(smollm2, nothing_left):
+    process = start(smollm2)
+    begun = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)  # a terminal signals the whole group
+    process.communicate(timeout=10)
+    assert time.monotonic() - begun < 2
+    assert process.returncode == 130
+
+
+def test_sigterm_ends_a_run_within_two_seconds(smollm2, nothing_left):
+    """Ray would take the signal over, and the program would not unwind."""
+    process = start(smollm2, "--no-draft")
+    begun = time.monotonic()
+    process.terminate()
+    process.communicate(timeout=10)
+    assert time.monotonic() - begun < 2
+    assert process.returncode == 143
+
+
+def test_a_run_that_is_killed_takes_its_processes_with_it(smollm2, nothing_left):
+    process = start(smollm2, "--no-draft")
+    process.kill()
+    process.communicate(timeout=10)
+
+
+def test_a_reader_that_goes_away_ends_the_run(smollm2, nothing_left):
+    """`specpipe run | head -1` must not leave workers behind, nor a traceback."""
+    process = start(smollm2, "--no-draft")
+    process.stdout.close()
+    assert b"Traceback" not in process.stderr.read()
+    assert process.wait(10) != 0
+    process.stderr.close()
+
+
+def test_an_exception_in_the_embedding_program_ends_everything(alone, nothing_left):
+    def embed():
+        with Pipeline.launch(alone) as pipeline:
+            next(iter(pipeline.stream(prompts(1)[0], PARAMS)))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        embed()
+    assert not ray.is_initialized()
+
+
+def test_a_ray_that_was_running_is_used_and_left_running(alone, nothing_left):
+    """Ending a Ray that is not ours would take other people's work down with it."""
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        with Pipeline.launch(alone) as pipeline:
+            assert pipeline.generate(["Hello"], SamplingParams(max_tokens=4))
+            names = ray.util.list_named_actors()
+            assert len([name for name in names if name.startswith("specpipe-")]) == 1
+        assert ray.is_initialized()
+        assert ray.util.list_named_actors() == []
+    finally:
+        ray.shutdown()
+
+
+def test_the_last_of_two_pipelines_ends_the_ray_that_the_first_one_started(alone, nothing_left):
+    """Otherwise closing one pipeline would pull Ray from under the other."""
+    first = Pipeline.launch(alone)
+    with Pipeline.launch(alone) as second:
+        first.close()
+        assert second.generate(["Hello"], SamplingParams(max_tokens=4))[0].token_ids
+    assert not ray.is_initialized()
+
+
+def test_a_launch_that_fails_leaves_nothing_running(alone, nothing_left):
+    """A dtype that a device lacks is found in the worker, when Ray and the hub already run."""
+    with pytest.raises(UserError, match="bfloat16"):
+        Pipeline.launch(alone.override(target={"dtype": "bfloat16"}))
+    assert not ray.is_initialized()
+
+
+def test_a_launch_that_takes_too_long_names_what_it_waited_for(alone, nothing_left):
+    """Ray would wait for a resource for ever, without a word."""
+    with pytest.raises(Exception, match=r"launch_timeout_s.*CPU|CPU.*launch_timeout_s"):
+        Pipeline.launch(alone.override(ray={"num_cpus": 64.0, "launch_timeout_s": 3.0}))
+
+
+@pytest.mark.parametrize("role", ["draft", "target"])
+def test_a_worker_that_dies_is_replaced_and_the_output_is_the_same(smollm2, nothing_left, role):
+    """A restarted target must rebuild its cache from the committed tokens, to the last bit."""
+    config = Config().override(models_dir=str(smollm2.folder.parent), draft={"model": "smollm2"})
+    params = SamplingParams(max_tokens=400, ignore_eos=True, temperature=0.9, seed=3)
+    with Pipeline.launch(config) as pipeline:
+        (whole,) = pipeline.generate(prompts(1), params)
+        with pipeline.stream(prompts(1)[0], params) as stream:
+            pieces = iter(stream)
+            next(pieces)
+            name = next(n for n in ray.util.list_named_actors() if f"-{role}-" in n)
+            ray.kill(ray.get_actor(name))
+            assert stream.completion.token_ids == whole.token_ids
+        if role == "target":
+            return
+        deadline = time.monotonic() + 30
+        while pipeline.workers["draft"].incarnation < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        (again,) = pipeline.generate(prompts(1), params)
+        assert again.metrics.accepted > 0, "drafting resumes by itself"
