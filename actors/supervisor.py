@@ -120,11 +120,25 @@ class Supervisor:
 
     def _make_hosts(self, deadline: float) -> dict[Role, Any]:
         """An actor for each role; the same one for both where they share a GPU."""
+        self._check_resources()
         hosts = {role: self._make_host(role, 1) for role in self._roles}
         on_gpu = [role for role in self._roles if self._device(role).kind == "cuda"]
         if self._owns_ray or not on_gpu:
             return hosts
         return self._match_gpus(hosts, on_gpu, deadline)
+
+    def _check_resources(self) -> None:
+        """Refuse what this node could never give, for which Ray has no readable words."""
+        here = ray.get_runtime_context().get_node_id()
+        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        resources = next(node["Resources"] for node in nodes if node["NodeID"] == here)
+        for role in self._roles:
+            for name, wanted in self._wants(role).items():
+                if wanted > resources.get(name, 0.0):
+                    raise UserError(
+                        f"the {role} asks Ray for {wanted:g} {name}, and this node has "
+                        f"{resources.get(name, 0.0):g}: ask for less"
+                    )
 
     def _match_gpus(
         self, hosts: dict[Role, Any], on_gpu: list[Role], deadline: float
@@ -154,14 +168,14 @@ class Supervisor:
         name = f"{self._name}-{'pair' if shared else role}-{incarnation}"
         if shared and self._shared is not None and self._shared[0] == name:
             return self._shared[1]
-        device = self._device(role)
+        device, wants = self._device(role), self._wants(role)
         here = ray.get_runtime_context().get_node_id()
         host = (
             ray.remote(WorkerHost)
             .options(
                 name=name,
-                num_cpus=self._config.ray.num_cpus,
-                num_gpus=1 if device.kind == "cuda" else 0,
+                num_cpus=wants["CPU"],
+                num_gpus=wants["GPU"],
                 max_restarts=0,
                 max_concurrency=4,  # both workers of a shared GPU, and a question now and then
                 scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
@@ -246,17 +260,23 @@ class Supervisor:
         cores = self._device(role).cores
         return len(cores) or max(1, len(os.sched_getaffinity(0)) // len(self._roles))
 
+    def _wants(self, role: Role) -> dict[str, float]:
+        """The Ray resources that a role's actor reserves."""
+        on_gpu = self._device(role).kind == "cuda"
+        return {"CPU": self._config.ray.num_cpus, "GPU": 1.0 if on_gpu else 0.0}
+
     def _too_late(self) -> WorkerError:
         missing = [role for role in self._roles if role not in self._ready]
-        device = self._device(missing[0])
-        wants = {"CPU": self._config.ray.num_cpus, "GPU": 1.0 if device.kind == "cuda" else 0.0}
-        asked = {name: amount for name, amount in wants.items() if amount} or "no resource"
         available: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-        free = {name: available.get(name, 0.0) for name in wants}
+        asked = " and ".join(
+            f"{amount:g} {name} ({available.get(name, 0.0):g} free)"
+            for name, amount in self._wants(missing[0]).items()
+            if amount
+        )
         return WorkerError(
             f"the {' and the '.join(missing)} did not come up within "
-            f"{self._config.ray.launch_timeout_s:g} s: each asks Ray for {asked}, and {free} is "
-            "free; raise ray.launch_timeout_s, or free what it waits for"
+            f"{self._config.ray.launch_timeout_s:g} s, waiting for {asked or 'the model to load'}: "
+            "raise ray.launch_timeout_s, or free what is missing"
         )
 
 
