@@ -25,6 +25,7 @@ test-gpu: $(VENV)/.test $(MODELS)
 
 measure: $(VENV)/.test $(MODELS)
 	$(BIN)/python -m tests.measure_handover
+	$(BIN)/python -m tests.measure_pair
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .

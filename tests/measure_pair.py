@@ -1,0 +1,69 @@
+"""What the pipeline reaches on this machine with the default models: `make measure`.
+
+For each setting: tokens per second (all tokens by all time, prefill included), acceptance rate,
+committed tokens by target pass, overlap and useful overlap, over some prompts. The settings take
+turns prompt by prompt, so that a change in the machine's speed meets all of them alike.
+"""
+
+import statistics
+from contextlib import ExitStack
+
+from specpipe.actors import Completion, Config, Pipeline, SamplingParams
+from tests.prompts import prompts
+
+PROMPTS = 20
+TOKENS = 64
+SETTINGS = {
+    "target alone, one core": {"draft": {"model": "none"}, "target": {"device": "cpu:1"}},
+    "target alone, all cores": {"draft": {"model": "none"}},
+    "its own draft": {"draft": {"model": "smollm2"}},
+    "pruned draft": {"draft": {"model": "smollm2-pruned"}},
+}
+
+
+def share(part: float, whole: float) -> str:
+    return f"{part / whole:.2f}" if whole else "-"
+
+
+def report(name: str, completions: list[Completion], reference: list[Completion]) -> None:
+    metrics = [c.metrics for c in completions]
+    speed = sum(m.completion_tokens for m in metrics) / sum(m.seconds for m in metrics)
+    ratios = [
+        a.metrics.seconds / b.metrics.seconds for a, b in zip(reference, completions, strict=True)
+    ]
+    accepted = sum(m.accepted for m in metrics)
+    passes = sum(m.target_forwards for m in metrics)
+    verifying = sum(m.verifying.total() for m in metrics)
+    same = sum(a.token_ids == b.token_ids for a, b in zip(reference, completions, strict=True))
+    print(
+        f"{name:<24} {speed:6.1f} tokens/s, {statistics.median(ratios):.2f} x the first (median), "
+        f"acceptance {share(accepted, sum(m.sent for m in metrics))}, "
+        f"{share(sum(m.completion_tokens for m in metrics), passes)} tokens a pass, "
+        f"overlap {share(sum(m.verifying.common(m.drafting) for m in metrics), verifying)}, "
+        f"useful {share(sum(m.useful for m in metrics), accepted)}, "
+        f"identical {same} of {len(completions)}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    texts = prompts(PROMPTS)
+    with ExitStack() as stack:
+        pipelines = {
+            name: stack.enter_context(Pipeline.launch(Config().override(**tables)))
+            for name, tables in SETTINGS.items()
+        }
+        for temperature in (0.0, 0.8):
+            params = SamplingParams(max_tokens=TOKENS, temperature=temperature, seed=20)
+            results: dict[str, list[Completion]] = {name: [] for name in pipelines}
+            for i, text in enumerate([texts[0], *texts]):
+                for name, pipeline in pipelines.items():
+                    completion = pipeline.generate([text], params)
+                    results[name] += completion if i else []  # the first is a warm-up
+            print(f"temperature {temperature}, {len(texts)} prompts, {TOKENS} tokens")
+            for name, completions in results.items():
+                report(name, completions, results["target alone, one core"])
+
+
+if __name__ == "__main__":
+    main()
