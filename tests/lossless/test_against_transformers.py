@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from specpipe.actors import Config, Pipeline, SamplingParams
 from tests.prompts import prompts
@@ -20,20 +20,18 @@ def reference(smollm2):
     return model.eval()
 
 
-@torch.inference_mode()
 def greedy(model, prompt, count, stop):
-    """Plain decoding with transformers, and for each step the gap to any other token."""
-    written, logits = [], []
-    output = model(torch.tensor([prompt]), use_cache=True)
-    while True:
-        row = output.logits[0, -1]
-        logits.append(row)
-        written.append(int(row.argmax()))
-        if len(written) == count or written[-1] in stop:
-            return written, logits
-        output = model(
-            torch.tensor([written[-1:]]), past_key_values=output.past_key_values, use_cache=True
-        )
+    """What transformers writes, and its logits for each step."""
+    result = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        generation_config=GenerationConfig(
+            max_new_tokens=count, do_sample=False, eos_token_id=list(stop), pad_token_id=stop[0]
+        ),
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    return result.sequences[0, len(prompt) :].tolist(), [row[0] for row in result.logits]
 
 
 def compare(smollm2, reference, count):
