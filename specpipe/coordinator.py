@@ -5,7 +5,6 @@ them. The coordinator knows no clock, socket, thread or model: `handle(event, no
 so the same object runs under Ray, in tests with scripted workers, and on a virtual clock.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -119,7 +118,6 @@ class Coordinator:
         self._lookahead = lookahead
         self._prefill_chunk = prefill_chunk
         self._wait_timeout_s = wait_timeout_s
-        self._queue: deque[int] = deque()
         self._last_id = 0
         self._now = 0.0
         self._commands: list[Command] = []
@@ -164,7 +162,6 @@ class Coordinator:
             RequestMetrics(submitted=self._now, prompt_tokens=len(event.tokens)),
         )
         self.sequences[event.request] = sequence
-        self._queue.append(event.request)
         if self.workers["target"].gone is not None:
             self._finish(sequence, "error", self.workers["target"].gone)
 
@@ -191,7 +188,10 @@ class Coordinator:
 
     def _on_lost(self, event: Lost) -> None:
         worker = self.workers[event.role]
-        if worker.up and event.incarnation == worker.incarnation:
+        if event.incarnation < worker.incarnation:
+            return
+        worker.incarnation = event.incarnation  # its Ready may come yet: no work for the dead
+        if worker.up:
             self._lose(event.role)
 
     def _lose(self, role: Role) -> None:
@@ -228,19 +228,19 @@ class Coordinator:
     # -- the draft
 
     def _on_opened(self, event: Opened) -> None:
-        if sequence := self._opened("draft", event):
+        if sequence := self._drafted(event):
             sequence.draft = DraftState.OPEN
 
     def _on_exhausted(self, event: Exhausted) -> None:
-        if sequence := self._opened("draft", event):
+        if sequence := self._drafted(event):
             sequence.exhausted_at = max(sequence.exhausted_at, event.serial)
 
     def _on_resync(self, event: Resync) -> None:
-        if sequence := self._opened("draft", event):
+        if sequence := self._drafted(event):
             self._open(sequence)
 
     def _on_block(self, event: Block) -> None:
-        if (sequence := self._opened("draft", event)) is None:
+        if (sequence := self._drafted(event)) is None:
             return
         for begun, ended in zip(event.begun, event.ended, strict=True):
             sequence.metrics.drafting.add(begun, ended)
@@ -301,13 +301,10 @@ class Coordinator:
         """Give free slots to sequences in the order of their coming."""
         target, draft = self.workers["target"], self.workers["draft"]
         for sequence in self.sequences.values():
-            request = sequence.request
-            if request not in target.held and target.free > 0:
-                target.held.add(request)
-                if request in self._queue:
-                    self._queue.remove(request)
-            undrafted = sequence.draft is DraftState.ABSENT and request not in self._queue
-            if undrafted and draft.free > 0:
+            if sequence.request not in target.held and target.free > 0:
+                target.held.add(sequence.request)
+                sequence.admitted = True
+            if sequence.admitted and sequence.draft is DraftState.ABSENT and draft.free > 0:
                 self._open(sequence)
 
     def _dispatch(self, sequence: SequenceState) -> None:
@@ -344,8 +341,6 @@ class Coordinator:
 
     def _finish(self, sequence: SequenceState, reason: FinishReason, cause: str = "") -> None:
         del self.sequences[sequence.request]
-        if sequence.request in self._queue:
-            self._queue.remove(sequence.request)
         sequence.metrics.finished = self._now
         for role, worker in self.workers.items():
             if worker.up and sequence.request in worker.held:
@@ -383,10 +378,9 @@ class Coordinator:
             return None
         return self.sequences.get(event.request)
 
-    def _opened(
-        self, role: Role, event: Opened | Exhausted | Resync | Block
-    ) -> SequenceState | None:
-        sequence = self._current(role, event)
+    def _drafted(self, event: Opened | Exhausted | Resync | Block) -> SequenceState | None:
+        """The sequence that a message of today's draft is about."""
+        sequence = self._current("draft", event)
         if sequence and sequence.draft in {DraftState.OPENING, DraftState.OPEN}:
             return sequence
         return None

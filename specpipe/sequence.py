@@ -47,6 +47,7 @@ class SequenceState:
         committed: the prompt and all final tokens.
         in_flight: the block that the target is judging.
         waiting: drafted tokens not yet sent to the target.
+        admitted: whether the target ever gave it a slot; until then it is not drafted for.
         serial: of the latest commit or open; `fence`: blocks that saw less are stale.
         extend: the command that the target has not answered yet.
         target_length: tokens in the target's cache, as far as its answers tell.
@@ -65,6 +66,7 @@ class SequenceState:
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
     in_flight: list[Drafted] = field(default_factory=list)
     waiting: list[Drafted] = field(default_factory=list)
+    admitted: bool = False
     serial: int = 0
     fence: int = 0
     extend: Extend | None = None

@@ -92,6 +92,7 @@ class Draft:
         self._clock = clock
         self._chains: dict[int, _Chain] = {}  # whose turn is next comes first
         self._current: int | None = None
+        self._fed_to = 0  # the length that the pass in progress gives the cache
 
     @property
     def idle(self) -> bool:
@@ -115,15 +116,21 @@ class Draft:
     def outdates(self, message: Message) -> bool:
         """Whether a message makes the step in progress useless.
 
-        A commit does so where it contradicts the chain, and also where it goes past its end: the
-        token that is being guessed is known then, and one pass over both comes out ahead.
+        A commit does so where it contradicts what is being fed, and also where it goes past the
+        chain's end: the token that is being guessed is known then, and one pass over both comes out
+        ahead. But not while the chain is being opened: reading the tokens takes longer than the
+        target needs for its next one, so the draft would begin again for ever.
         """
         if not isinstance(message, Open | Commit | Close) or message.request != self._current:
             return False
         if not isinstance(message, Commit):
             return True
         chain = self._chains[message.request]
-        return chain.disagreement(message.start, message.tokens) is not None
+        at = chain.disagreement(message.start, message.tokens)
+        if at is None:
+            return False
+        guessing = self._fed_to == len(chain.tokens)
+        return at < self._fed_to or (guessing and chain.opened)
 
     def step(self, interrupted: Callable[[], bool] | None = None) -> list[FromWorker]:
         """Feed one chunk or draft one token, for the sequence whose turn it is.
@@ -135,17 +142,19 @@ class Draft:
             if self._owes_word(chain) and (reason := self._stuck(chain)):
                 answers.append(Exhausted(request, self._incarnation, chain.serial, reason))
                 chain.told = chain.serial
+        if answers:  # the target may be waiting for this word: no pass comes before it
+            return answers
         turn = next((r for r, chain in self._chains.items() if not self._rests(chain)), None)
         if turn is None:
-            return answers
+            return []
         self._current = turn
         chain = self._chains[turn] = self._chains.pop(turn)
         try:
-            answers += self._advance(turn, chain, interrupted)
+            answers = self._advance(turn, chain, interrupted)
         except (SpecpipeError, RuntimeError, MemoryError) as error:
             self._drop(turn)
             cause = f"the draft failed: {error}".splitlines()[0]
-            answers.append(Failed("draft", turn, self._incarnation, cause[:MAX_TEXT]))
+            answers = [Failed("draft", turn, self._incarnation, cause[:MAX_TEXT])]
         self._current = None
         return answers
 
@@ -183,6 +192,7 @@ class Draft:
         rows = 1 if len(missing) <= self._prefill_chunk else 0
         chain.begun.append(self._clock())
         chunk = missing[: self._prefill_chunk]
+        self._fed_to = len(chain.tokens) - len(missing) + len(chunk)
         logits = self._model.forward(chain.slot, chunk, rows, interrupted)
         if not rows or logits is None:
             chain.ended.append(self._clock())
