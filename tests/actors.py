@@ -1,0 +1,146 @@
+"""The draft and the target of a virtual World: the real objects, and how long things take them."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from specpipe.messages import Commit, FromWorker, Message, Ready, Role
+from specpipe.workers.draft import Draft
+from specpipe.workers.target import Target
+from tests.toys import ToyModel
+
+if TYPE_CHECKING:
+    from tests.virtual import World
+
+FOREVER = 1e17
+
+
+class Actor:
+    """One incarnation of a worker: what arrives for it, and how long it takes."""
+
+    role: Role
+
+    def __init__(self, world: "World", incarnation: int, model: ToyModel) -> None:
+        self.world, self.incarnation, self.model = world, incarnation, model
+        self.alive, self.busy, self.stalled_until = True, False, 0.0
+        self.box: deque[Any] = deque()
+        self.passes = 0
+        loading = world.rng.choice((2, 2, 2, 30)) * world.rng.random()
+        world.at(world.now + loading, world.send_up, self, self._ready())
+
+    def _ready(self) -> Ready:
+        model = self.model
+        shape = (model.num_slots, model.context_length, model.vocab_size)
+        return Ready(self.role, self.incarnation, *shape, "cpu:0", (0,))
+
+    @property
+    def hangs(self) -> bool:
+        return self.stalled_until >= FOREVER
+
+    def stall(self, until: float) -> None:
+        self.stalled_until = max(self.stalled_until, until)
+
+    def begin(self, seconds: float, then: Callable[..., None], *args: Any) -> None:
+        """Be busy for a while; what is begun later, or a death, makes this void."""
+        self.busy = True
+        self.passes += 1
+        until = max(self.world.now, min(self.stalled_until, FOREVER)) + seconds
+        self.world.at(until, self._end, self.passes, then, args)
+
+    def _end(self, number: int, then: Callable[..., None], args: tuple[Any, ...]) -> None:
+        if self.alive and self.busy and number == self.passes:
+            self.busy = False
+            then(*args)
+            self.wake()
+
+    def arrive(self, message: Message) -> None:
+        if self.alive:
+            self.box.append(message)
+            self.wake()
+
+    def wake(self) -> None:
+        raise NotImplementedError
+
+
+class DraftActor(Actor):
+    """Runs a Draft as workers/loop.py does; a pass that a message arrives in may end at once."""
+
+    role: Role = "draft"
+
+    def __init__(self, world: "World", incarnation: int, model: ToyModel) -> None:
+        super().__init__(world, incarnation, model)
+        self.draft = Draft(
+            model, incarnation, prefill_chunk=world.draft_chunk, clock=lambda: world.now
+        )
+
+    def arrive(self, message: Message) -> None:
+        if self.alive:
+            self.box.append(message)
+            stalled = self.stalled_until > self.world.now
+            if self.busy and not stalled and self.world.rng.random() < self.world.interrupt_chance:
+                self._end(self.passes, self._step, ())
+            else:
+                self.wake()
+
+    def wake(self) -> None:
+        if self.busy or not self.alive:
+            return
+        if self.stalled_until > self.world.now:
+            self.begin(0.0, lambda: None)
+            return
+        while self.box:
+            self._send(self.draft.handle(self._coalesced(self.box.popleft())))
+        if not self.draft.idle:
+            rng = self.world.rng
+            self.model.failing = rng.random() < self.world.draft_failure_chance
+            self.begin(rng.uniform(0.5, 1.5), self._step)
+
+    def _step(self) -> None:
+        self._send(self.draft.step(self._interrupted))
+
+    def _interrupted(self) -> bool:
+        """Asked in time, or not."""
+        outdated = any(self.draft.outdates(message) for message in self.box)
+        dropped = outdated and self.world.rng.random() < 0.8
+        self.world.seen["dropped"] += dropped
+        return dropped
+
+    def _send(self, messages: list[FromWorker]) -> None:
+        for message in messages:
+            self.world.send_up(self, message)
+
+    def _coalesced(self, message: Message) -> Message:
+        """Neighbouring commits as one, now and then: the protocol allows it."""
+        while isinstance(message, Commit) and self.box and self.world.rng.random() < 0.5:
+            other = self.box[0]
+            adjoins = (
+                isinstance(other, Commit)
+                and other.request == message.request
+                and other.first_serial == message.last_serial + 1
+            )
+            if not adjoins:
+                break
+            self.box.popleft()
+            tokens = message.tokens + other.tokens
+            message = replace(other, first_serial=message.first_serial, start=message.start)
+            message = replace(message, tokens=tokens)
+        return message
+
+
+class TargetActor(Actor):
+    """Runs a Target: one message after the other."""
+
+    role: Role = "target"
+
+    def __init__(self, world: "World", incarnation: int, model: ToyModel) -> None:
+        super().__init__(world, incarnation, model)
+        self.target = Target(model, incarnation, clock=lambda: world.now)
+
+    def wake(self) -> None:
+        if self.alive and not self.busy and self.box:
+            self.begin(self.world.verify_s * self.world.rng.uniform(0.5, 1.5), self._handle)
+
+    def _handle(self) -> None:
+        for answer in self.target.handle(self.box.popleft()):
+            self.world.send_up(self, answer)

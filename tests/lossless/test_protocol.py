@@ -1,0 +1,299 @@
+"""The protocol of coordinator, draft and target: random schedules, the known traps, planted bugs.
+
+The schedules come from tests/virtual.py, which looks into all three parts after every event. The
+planted bugs show that it would have seen them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+import pytest
+
+from specpipe import coordinator as coordinator_module
+from specpipe.coordinator import Coordinator, Event, Send, StartTimer, TimerFired
+from specpipe.messages import (
+    Block,
+    Finish,
+    Lost,
+    Open,
+    Progress,
+    Ready,
+    Role,
+    Submit,
+    Verdict,
+)
+from specpipe.policy import TakeAll
+from specpipe.sequence import SequenceState
+from specpipe.workers.draft import Draft, _Chain
+from specpipe.workers.target import Target
+from tests.toys import DraftLaw, TargetLaw, ToyModel, sampling
+from tests.unit import test_coordinator, test_workers
+from tests.virtual import World
+
+# -- random schedules
+
+
+def failure(seed: int) -> str | None:
+    """What the schedule shows to be wrong."""
+    try:
+        World(seed).run()
+    except Exception as error:
+        return f"seed {seed}: {type(error).__name__}: {error}"
+    return None
+
+
+@pytest.mark.parametrize("first", range(0, 2000, 500))
+def test_schedules(first: int) -> None:
+    """Any deadlock, lost token, wrong cache or wasted draft, under any of these faults."""
+    assert [wrong for seed in range(first, first + 500) if (wrong := failure(seed))] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(2000, 22_000, 1000))
+def test_many_schedules(first: int) -> None:
+    """What happens once in thousands of runs, such as a Ready that comes after its worker's end."""
+    assert [wrong for seed in range(first, first + 1000) if (wrong := failure(seed))] == []
+
+
+def test_schedules_reach_everything() -> None:
+    """A driver whose faults never happen would find nothing, and look the same."""
+    seen: dict[str, int] = {}
+    for seed in range(300):
+        world = World(seed)
+        world.run()
+        for what, times in world.seen.items():
+            seen[what] = seen.get(what, 0) + times
+    for what in (
+        *("Opened", "Block", "Exhausted", "Resync", "Verdict", "Progress", "Closed", "Failed"),
+        *("draft killed", "target killed", "draft stalled", "target stalled", "timeouts"),
+        *("stop", "length", "abort", "error", "rollbacks", "accepted", "stale_blocks", "dropped"),
+    ):
+        assert seen.get(what, 0) >= 5, what
+    assert seen["in step"] > 5000, "the chains were hardly ever compared"
+
+
+# -- without faults
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_perfect_draft_is_never_refused(temperature: float) -> None:
+    """An off-by-one in positions or caches shows as an acceptance rate below one, nowhere else."""
+    params, draft = sampling(temperature, seed=5), Draft(ToyModel(DraftLaw(TargetLaw(7), 100)), 1)
+    target = Target(ToyModel(TargetLaw(7)), 1)
+    coordinator, commands = Coordinator(TakeAll(), lookahead=4), []
+    events: list[Event] = [
+        Ready("target", 1, 1, 256, 5, "cpu", ()),
+        Ready("draft", 1, 1, 256, 5, "cpu", ()),
+        Submit(0, (1, 2, 3), 60, params),
+    ]
+    for turn in count():
+        for event in events:
+            commands += coordinator.handle(event, float(turn))
+        events = []
+        for command in commands:
+            if isinstance(command, Send) and command.role == "draft":
+                events += draft.handle(command.message)
+        events += [answer for _ in range(3) for answer in draft.step()]
+        for command in commands:
+            if isinstance(command, Send) and command.role == "target":
+                events += target.handle(command.message)
+        finish = [command for command in commands if isinstance(command, Finish)]
+        if finish:
+            break
+        commands = []
+    metrics = finish[0].metrics
+    assert metrics.acceptance_rate == 1.0
+    assert metrics.rollbacks == metrics.stale_blocks == metrics.protocol_errors == 0
+    assert metrics.mean_acceptance_length is not None
+    assert metrics.mean_acceptance_length > 2
+
+
+# -- planted bugs
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+def wrapped(
+    cls: type, name: str, change: Callable[..., Any]
+) -> Callable[[pytest.MonkeyPatch], None]:
+    """A patch that calls `change(original, self, *args)` in place of a method."""
+
+    def apply(monkeypatch: pytest.MonkeyPatch) -> None:
+        original = getattr(cls, name)
+        monkeypatch.setattr(cls, name, lambda *args: change(original, *args))
+
+    return apply
+
+
+def _fenceless(take_block: Any, sequence: SequenceState, block: Block) -> Any:
+    sequence.fence = 0
+    return take_block(sequence, block)
+
+
+def _open_committed(open_: Any, sequence: SequenceState, limit: int) -> Open:
+    message: Open = open_(sequence, limit)
+    return replace(message, tokens=tuple(sequence.committed))
+
+
+def _open_all_known(open_: Any, sequence: SequenceState, limit: int) -> Open:
+    message: Open = open_(sequence, limit)
+    return replace(message, committed_length=len(message.tokens))
+
+
+def _open_unfenced(open_: Any, sequence: SequenceState, limit: int) -> Open:
+    fence = sequence.fence
+    message: Open = open_(sequence, limit)
+    sequence.fence = fence
+    return message
+
+
+def _in_flight_vanishes(lose_target: Any, sequence: SequenceState) -> None:
+    sequence.in_flight = []
+    lose_target(sequence)
+
+
+def _last_token_only(
+    disagreement: Any, chain: _Chain, start: int, tokens: Sequence[int]
+) -> int | None:
+    last = start + len(tokens) - 1
+    same = last < len(chain.tokens) and chain.tokens[last] == tokens[-1]
+    return None if same else disagreement(chain, start, tokens)
+
+
+def _without_timers(handle: Any, *args: Any) -> list[Any]:
+    return [command for command in handle(*args) if not isinstance(command, StartTimer)]
+
+
+def _any_extend(answered: Any, coordinator: Coordinator, event: Verdict | Progress) -> Any:
+    return coordinator._current("target", event)
+
+
+def _any_incarnation(current: Any, coordinator: Coordinator, role: Role, event: Any) -> Any:
+    return coordinator.sequences.get(event.request)
+
+
+def _lost_is_forgotten(on_lost: Any, coordinator: Coordinator, event: Lost) -> None:
+    if event.incarnation == coordinator.workers[event.role].incarnation:
+        on_lost(coordinator, event)
+
+
+def _back_is_not_lost(on_ready: Any, coordinator: Coordinator, event: Ready) -> None:
+    worker = coordinator.workers[event.role]
+    worker.up = worker.up and event.incarnation <= worker.incarnation
+    on_ready(coordinator, event)
+
+
+def _patient(on_timer: Any, coordinator: Coordinator, event: TimerFired) -> None:
+    on_timer(coordinator, event)
+    if sequence := coordinator.sequences.get(event.request):
+        sequence.must_send = False
+
+
+class Untruncated:
+    """A model that forgets nothing."""
+
+    def __init__(self, model: ToyModel) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def truncate(self, slot: int, length: int) -> None:
+        pass
+
+
+def _untruncated(init: Any, worker: Draft | Target, model: Any, *args: Any, **more: Any) -> None:
+    init(worker, Untruncated(model), *args, **more)
+
+
+def _patch_init(cls: type) -> Patch:
+    def apply(monkeypatch: pytest.MonkeyPatch) -> None:
+        original = cls.__init__
+        monkeypatch.setattr(
+            cls, "__init__", lambda *args, **more: _untruncated(original, *args, **more)
+        )
+
+    return apply
+
+
+def _last_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = coordinator_module.cut_at_stop
+    monkeypatch.setattr(
+        coordinator_module,
+        "cut_at_stop",
+        lambda tokens, *more: cut(tokens[:-1] if len(tokens) > 1 else tokens, *more),
+    )
+
+
+def _short_fed(advance: Any, draft: Draft, request: int, chain: _Chain, interrupted: Any) -> Any:
+    """Feeds only the newest token, once the prompt is read: the guess before it has no entry."""
+    length = draft._model.length(chain.slot)
+    if 0 < length < len(chain.tokens) - 1:
+        draft._model.held[chain.slot] += [chain.tokens[-1]] * (len(chain.tokens) - 1 - length)
+    return advance(draft, request, chain, interrupted)
+
+
+PLANTED: dict[str, Patch] = {
+    "no fence": wrapped(SequenceState, "take_block", _fenceless),
+    "any answer is taken for the extend's": wrapped(Coordinator, "_answered", _any_extend),
+    "open carries committed tokens only": wrapped(SequenceState, "open", _open_committed),
+    "open calls guesses committed": wrapped(SequenceState, "open", _open_all_known),
+    "open leaves the fence": wrapped(SequenceState, "open", _open_unfenced),
+    "draft cache not truncated": _patch_init(Draft),
+    "target cache not truncated": _patch_init(Target),
+    "token after the block dropped": _last_dropped,
+    "last guess has no cache entry": wrapped(Draft, "_advance", _short_fed),
+    "no exhausted": wrapped(Draft, "_owes_word", lambda *_: False),
+    "no timer": wrapped(Coordinator, "handle", _without_timers),
+    "in-flight tokens vanish": wrapped(SequenceState, "lose_target", _in_flight_vanishes),
+    "ready does not mean lost": wrapped(Coordinator, "_on_ready", _back_is_not_lost),
+    "waits again after a timer": wrapped(Coordinator, "_on_timer", _patient),
+}
+SEEDS_TO_CATCH = 3000
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_planted_bug_is_caught(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that is blind to one of the known bugs."""
+    PLANTED[bug](monkeypatch)
+    assert any(failure(seed) for seed in range(SEEDS_TO_CATCH))
+
+
+DIRECTED: dict[str, tuple[Patch, Callable[[], None]]] = {
+    "last token compared only": (
+        wrapped(_Chain, "disagreement", _last_token_only),
+        test_workers.test_coalesced_commits_whose_last_token_agrees_by_chance,
+    ),
+    "incarnation not checked": (
+        wrapped(Coordinator, "_current", _any_incarnation),
+        test_coordinator.test_messages_of_a_former_incarnation_change_nothing,
+    ),
+    "lost is forgotten": (
+        wrapped(Coordinator, "_on_lost", _lost_is_forgotten),
+        test_coordinator.test_no_work_for_a_worker_whose_end_was_told_before_its_beginning,
+    ),
+    "every commit drops the step": (
+        wrapped(Draft, "outdates", lambda *_: True),
+        test_workers.test_draft_in_mid_text_catches_up_with_a_target_that_does_not_wait,
+    ),
+    "no fence": (
+        wrapped(SequenceState, "take_block", _fenceless),
+        test_coordinator.test_block_of_an_abandoned_chain_is_dropped,
+    ),
+    "verdict applied twice": (
+        wrapped(Coordinator, "_answered", _any_extend),
+        test_coordinator.test_late_or_doubled_verdict_is_ignored,
+    ),
+}
+
+
+@pytest.mark.parametrize("bug", DIRECTED)
+def test_planted_bug_is_caught_by_its_own_test(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What random schedules hit once in thousands needs a test that hits it always."""
+    patch, test = DIRECTED[bug]
+    test()
+    patch(monkeypatch)
+    with pytest.raises(AssertionError):
+        test()

@@ -1,0 +1,112 @@
+"""What the protocol promises, checked by looking into all parts of a virtual World at once."""
+
+from typing import TYPE_CHECKING
+
+from specpipe.codec import decode, encode
+from specpipe.messages import Finish, Tokens
+from specpipe.metrics import RequestMetrics
+from specpipe.sequence import DraftState, SequenceState
+from specpipe.workers.draft import Draft, _Chain
+
+if TYPE_CHECKING:
+    from tests.virtual import World
+
+OPENED = {DraftState.OPENING, DraftState.OPEN}
+
+
+def check_tokens(world: "World", tokens: Tokens) -> None:
+    """Each position once, in order, and what plain decoding says."""
+    submit, user = world.submitted[tokens.request], world.user[tokens.request]
+    assert tokens.request not in world.finished, "tokens after the finish"
+    assert tokens.start == len(submit.tokens) + len(user), "a position doubled or skipped"
+    user += tokens.tokens
+    assert user == world.plain[tokens.request][0][: len(user)], "not what plain decoding says"
+
+
+def check_finish(world: "World", finish: Finish) -> None:
+    """Once, with the right reason, after the whole text."""
+    request = finish.request
+    assert request not in world.finished, "finished twice"
+    world.finished[request] = finish
+    world.seen[finish.reason] += 1
+    if finish.reason == "error":
+        assert "target" in world.dead, finish.cause
+    elif finish.reason == "abort":
+        assert request in world.aborted, "aborted by nobody"
+    else:
+        assert (world.user[request], finish.reason) == world.plain[request], "finished too early"
+    _check_metrics(world, finish.metrics, len(world.user[request]))
+    assert decode(encode(finish)) == finish
+
+
+def _check_metrics(world: "World", metrics: RequestMetrics, written: int) -> None:
+    assert metrics.completion_tokens == written
+    assert metrics.drafted >= metrics.sent >= metrics.accepted >= metrics.useful >= 0
+    # Each verdict gives its accepted tokens and one more, unless the text ends before that one.
+    assert 0 <= metrics.accepted + metrics.target_forwards - written <= 1, "a token uncounted"
+    assert metrics.rollbacks <= metrics.target_forwards
+    for name in ("rollbacks", "accepted", "stale_blocks", "timeouts"):
+        world.seen[name] += getattr(metrics, name)
+
+
+def check_sequence(world: "World", sequence: SequenceState) -> None:
+    """The target works, or a timer runs; and without faults nobody waits in vain."""
+    held = world.coordinator.workers["target"].held
+    idle = sequence.request in held and sequence.extend is None and sequence.timer is None
+    assert not idle, "stuck: the target is idle, and no timer runs"
+    assert sequence.metrics.protocol_errors == 0, "a protocol error"
+    assert not (world.clean and sequence.metrics.timeouts), "waited in vain, without any fault"
+
+
+def check_draft(world: "World") -> None:
+    """The draft's cache is its chain, and its chain is the coordinator's."""
+    actor = world.draft
+    if not actor.alive:
+        return
+    worker, sequences = world.coordinator.workers["draft"], world.coordinator.sequences
+    quiet = world.quiet(actor)
+    for request, chain in actor.draft._chains.items():
+        cache = actor.model.held[chain.slot]
+        assert cache == chain.tokens[: len(cache)], "the draft's cache is not its chain"
+        if (sequence := sequences.get(request)) is None or not worker.up:
+            continue
+        known = min(chain.known, len(sequence.committed))
+        assert chain.tokens[:known] == sequence.committed[:known], "off the committed prefix"
+        if quiet and chain.synced:
+            _check_in_step(world, actor.draft, chain, sequence)
+    if quiet:
+        for request, sequence in sequences.items():
+            assert (sequence.draft in OPENED) == (request in actor.draft._chains), "who drafts?"
+
+
+def _check_in_step(world: "World", draft: Draft, chain: _Chain, sequence: SequenceState) -> None:
+    """Nothing is on its way between draft and coordinator: they know the same."""
+    if chain.serial != sequence.serial:
+        assert world.loss_chance, "the draft misses a commit that is nowhere on its way"
+        return
+    world.seen["in step"] += 1
+    assert chain.tokens == sequence.chain(), "the draft drafts on another chain"
+    stuck = draft._stuck(chain) is not None
+    assert not (sequence.drafting and stuck) or draft._owes_word(chain), "waited for, but stuck"
+    if sequence.draft is DraftState.OPEN and not sequence.drafting:
+        assert stuck, "drafting, but not waited for"
+
+
+def check_target(world: "World") -> None:
+    """The target's cache is the committed prefix, whenever the target rests."""
+    actor = world.target
+    if not actor.busy and world.quiet(actor):
+        for request, (slot, _) in actor.target._slots.items():
+            if sequence := world.coordinator.sequences.get(request):
+                expected = sequence.committed[: sequence.target_length]
+                assert actor.model.held[slot] == expected, "the target's cache is not committed"
+
+
+def check_end(world: "World") -> None:
+    """All requests ended, and all slots are free."""
+    assert world.finished.keys() == world.plain.keys(), "deadlock: nothing to come, no finish"
+    assert not world.coordinator.sequences, "a finished request is kept"
+    for actor in (world.draft, world.target):
+        if actor.alive and not actor.hangs:
+            assert not actor.model.held, f"the {actor.role} never gave a slot back"
+            assert not world.coordinator.workers[actor.role].held, "a slot is never used again"

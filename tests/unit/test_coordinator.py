@@ -1,0 +1,348 @@
+"""The coordinator's side of the protocol: known traps that random schedules rarely step into."""
+
+from typing import Any, TypeVar
+
+import pytest
+
+from specpipe.coordinator import Command, Coordinator, Event, Send, StartTimer, TimerFired
+from specpipe.messages import (
+    Abort,
+    Block,
+    Close,
+    Closed,
+    Commit,
+    Exhausted,
+    Extend,
+    Failed,
+    Finish,
+    Gone,
+    Lost,
+    Open,
+    Opened,
+    Progress,
+    Ready,
+    Resync,
+    Role,
+    Submit,
+    Tokens,
+    Verdict,
+)
+from specpipe.policy import Policy, Situation, TakeAll
+from specpipe.sequence import DraftState
+from tests.toys import sampling
+
+GREEDY = sampling()
+PROMPT = (1, 2, 3)
+M = TypeVar("M")
+
+
+class Desk:
+    """A coordinator with both workers ready and request 0 submitted; what it said last."""
+
+    def __init__(self, policy: Policy | None = None, *, draft: bool = True, slots: int = 1) -> None:
+        self.coordinator = Coordinator(policy or TakeAll(), prefill_chunk=8)
+        self.said: list[Command] = []
+        self._slots = slots
+        self.ready("target", 1)
+        if draft:
+            self.ready("draft", 1)
+        self.tell(Submit(0, PROMPT, 20, GREEDY))
+
+    @property
+    def sequence(self) -> Any:
+        return self.coordinator.sequences[0]
+
+    def ready(self, role: Role, incarnation: int) -> None:
+        self.tell(Ready(role, incarnation, self._slots, 100, 5, "cpu", ()))
+
+    def tell(self, event: Event) -> list[Command]:
+        self.said = self.coordinator.handle(event, 0.0)
+        return self.said
+
+    def sent(self, kind: type[M]) -> list[M]:
+        """The commands of a kind among those said last."""
+        messages = [c.message if isinstance(c, Send) else c for c in self.said]
+        return [message for message in messages if isinstance(message, kind)]
+
+    def block(self, start: int, *tokens: int, serial: int = 1, incarnation: int = 1) -> None:
+        times = (0.0,) * len(tokens)
+        self.tell(Block(0, incarnation, serial, start, tokens, (0.5,) * len(tokens), times, times))
+
+    def verdict(self, accepted: int, token: int, incarnation: int = 1) -> Verdict:
+        """Answer the extend in flight."""
+        verdict = Verdict(0, incarnation, self.sequence.extend.extend_id, accepted, token, 0, 0, 0)
+        self.tell(verdict)
+        return verdict
+
+
+def test_block_of_an_abandoned_chain_is_dropped() -> None:
+    """Late guesses from p+1 on fit both the old chain and the new: only the fence tells."""
+    desk = Desk()
+    desk.block(3, 1, 1)
+    assert desk.sequence.extend.tokens == PROMPT  # sent before: a plain step
+    desk.verdict(0, 2)  # contradicts the first guess
+    assert desk.sequence.committed == [1, 2, 3, 2]
+    desk.block(4, 4, serial=1)  # continues the guess that was wrong
+    assert desk.sequence.chain() == [1, 2, 3, 2]
+    assert desk.sequence.metrics.stale_blocks == 1
+    desk.block(4, 3, serial=desk.sequence.serial)
+    assert desk.sequence.chain() == [1, 2, 3, 2, 3]
+
+
+def test_commit_carries_all_its_tokens() -> None:
+    """A commit without the accepted ones would leave the draft with nothing to compare."""
+    desk = Desk()
+    desk.block(3, 1)
+    desk.verdict(0, 1)
+    desk.block(4, 2, 4)
+    desk.verdict(0, 2)
+    desk.verdict(1, 3)  # 4 accepted, 3 the bonus
+    (commit,) = desk.sent(Commit)
+    assert (commit.start, commit.tokens) == (5, (4, 3))
+    assert (commit.first_serial, commit.last_serial) == (4, 4)
+    assert desk.sequence.metrics.rollbacks == 0
+
+
+def test_target_hears_first_and_user_last() -> None:
+    """An idle target waiting behind somebody's text."""
+    desk = Desk()
+    desk.block(3, 1, 1)
+    desk.verdict(0, 1)
+    kinds = [type(c.message) if isinstance(c, Send) else type(c) for c in desk.said]
+    assert kinds == [Extend, Commit, Tokens]
+
+
+def test_late_or_doubled_verdict_is_ignored() -> None:
+    """A verdict applied twice commits its tokens twice."""
+    desk = Desk()
+    first = desk.verdict(0, 1)
+    desk.tell(first)
+    assert desk.said == []
+    desk.tell(TimerFired(0, -1))
+    assert desk.sequence.committed == [*PROMPT, 1]
+
+
+def test_extend_in_flight_is_answered_by_its_id_only() -> None:
+    """A doubled progress would move the target's length ahead of its cache."""
+    desk = Desk(draft=False)
+    desk.tell(Abort(0))
+    desk.tell(Closed("target", 0, 1))
+    desk.tell(Submit(1, tuple([1] * 30), 5, GREEDY))
+    (first,) = desk.sent(Extend)
+    progress = Progress(1, 1, first.extend_id, 8)
+    desk.tell(progress)
+    (second,) = desk.sent(Extend)
+    assert (second.start, len(second.tokens)) == (8, 8)
+    assert desk.tell(progress) == []
+    assert desk.coordinator.sequences[1].target_length == 8
+
+
+def test_tokens_in_flight_return_to_waiting_when_the_target_is_lost() -> None:
+    """Tokens that vanish with the target leave a gap that the draft never fills."""
+    desk = Desk()
+    desk.tell(Opened(0, 1))
+    desk.block(3, 1)
+    desk.verdict(0, 1)
+    desk.block(4, 2, 3)
+    old = desk.sequence.extend
+    assert old.tokens == (1, 2, 3)
+    desk.block(6, 4)
+    chain = desk.sequence.chain()
+    desk.tell(Lost("target", 1))
+    assert desk.sequence.chain() == chain
+    assert [d.token for d in desk.sequence.waiting] == [2, 3, 4]
+    assert desk.sequence.metrics.sent == 0
+    desk.ready("target", 2)
+    (extend,) = desk.sent(Extend)
+    assert (extend.start, extend.tokens, extend.verify_from) == (0, tuple(chain), 4)
+    assert extend.extend_id > old.extend_id
+    assert desk.tell(Verdict(0, 1, old.extend_id, 2, 4, 0.0, 0.0, 0.0)) == []
+    assert desk.tell(Verdict(0, 2, old.extend_id, 2, 4, 0.0, 0.0, 0.0)) == []
+
+
+def test_no_work_for_a_worker_whose_end_was_told_before_its_beginning() -> None:
+    """Lost comes from the supervisor, Ready from the worker: either may come first."""
+    desk = Desk()
+    desk.tell(Lost("target", 1))
+    desk.tell(Lost("target", 2))
+    desk.ready("target", 2)
+    assert desk.said == []
+    assert not desk.coordinator.workers["target"].up
+    desk.tell(Lost("target", 1))  # doubled
+    desk.ready("target", 3)
+    assert desk.sent(Extend)
+
+
+def test_messages_of_a_former_incarnation_change_nothing() -> None:
+    """Above all: a dead draft's failure, or its resync, is not that of the one that took over."""
+    desk = Desk()
+    extend_id = desk.sequence.extend.extend_id
+    desk.tell(Lost("draft", 1))
+    desk.ready("draft", 2)
+    desk.ready("target", 2)
+    before = repr(desk.coordinator.sequences)
+    messages: list[Event] = [
+        Opened(0, 1),
+        Block(0, 1, 9, 3, (1,), (0.5,), (0.0,), (0.0,)),
+        Exhausted(0, 1, 9, "limit"),
+        Resync(0, 1),
+        Failed("draft", 0, 1, "out of memory"),
+        Failed("target", 0, 1, "out of memory"),
+        Closed("draft", 0, 1),
+        Closed("target", 0, 1),
+        Verdict(0, 1, extend_id, 0, 1, 0.0, 0.0, 0.0),
+        Verdict(0, 1, desk.sequence.extend.extend_id, 0, 1, 0.0, 0.0, 0.0),
+        Progress(0, 1, desk.sequence.extend.extend_id, 3),
+        Ready("draft", 1, 9, 9, 9, "cpu", ()),
+        Lost("draft", 1),
+        Lost("target", 1),
+    ]
+    for message in messages:
+        assert desk.tell(message) == [], message
+        assert repr(desk.coordinator.sequences) == before, message
+    assert desk.coordinator.workers["draft"].held == {0}
+    assert desk.coordinator.workers["target"].held == {0}
+
+
+def test_target_does_not_wait_for_a_draft_that_is_exhausted() -> None:
+    """Waiting for a draft that can't go on ends with a timer each time; a commit frees it."""
+    desk = Desk()
+    desk.tell(Opened(0, 1))
+    desk.tell(Exhausted(0, 1, 1, "stop"))
+    desk.verdict(0, 4)
+    assert desk.sent(StartTimer), "after a commit the draft may go on"
+    desk.tell(Exhausted(0, 1, 1, "stop"))  # doubled: said before it saw the commit
+    assert desk.said == []
+    desk.tell(Exhausted(0, 1, 2, "limit"))
+    (extend,) = desk.sent(Extend)
+    assert extend.tokens == (4,)
+
+
+def test_no_second_wait_after_a_timer_fired() -> None:
+    """A draft that hangs would cost a time-out again and again for the same token."""
+    desk = Desk()
+    desk.tell(Opened(0, 1))
+    desk.verdict(0, 4)
+    (timer,) = desk.sent(StartTimer)
+    desk.tell(TimerFired(0, timer.timer))
+    (extend,) = desk.sent(Extend)
+    assert extend.tokens == (4,)
+    assert desk.sequence.metrics.timeouts == 1
+    assert desk.tell(TimerFired(0, timer.timer)) == []
+    desk.verdict(0, 4)
+    assert desk.sent(StartTimer), "after an extend waiting is legal again"
+
+
+@pytest.mark.parametrize("loss", ["lost", "failed", "aborted"])
+def test_target_goes_on_alone_when_the_draft_it_waits_for_is_gone(loss: str) -> None:
+    """A wait that nobody ends before its timer."""
+    desk = Desk()
+    desk.tell(Opened(0, 1))
+    desk.verdict(0, 4)
+    assert desk.sent(StartTimer)
+    if loss == "aborted":
+        desk.tell(Abort(0))
+        assert len(desk.sent(Close)) == 2
+        assert [finish.reason for finish in desk.sent(Finish)] == ["abort"]
+        return
+    failed = Failed("draft", 0, 1, "out of memory")
+    desk.tell(Lost("draft", 1) if loss == "lost" else failed)
+    assert desk.sent(Extend)
+
+
+def test_request_that_the_draft_fails_on_is_not_opened_again() -> None:
+    """The same prompt would fail again, and again."""
+    desk = Desk()
+    desk.tell(Failed("draft", 0, 1, "out of memory"))
+    desk.ready("draft", 2)
+    assert desk.sent(Open) == []
+    assert desk.sequence.draft is DraftState.FAILED
+
+
+class Situations:
+    """Remembers what it was asked, and waits whenever it may."""
+
+    def __init__(self) -> None:
+        self.asked: list[Situation] = []
+
+    def decide(self, situation: Situation) -> int | None:
+        self.asked.append(situation)
+        return None if situation.may_wait else min(len(situation.confidences), 1)
+
+
+def test_waiting_is_illegal_once_the_largest_block_waits() -> None:
+    """The draft stops at its limit: another token will never come."""
+    policy = Situations()
+    desk = Desk(policy)
+    desk.tell(Opened(0, 1))
+    desk.tell(Abort(0))
+    for role in ("draft", "target"):
+        desk.tell(Closed(role, 0, 1))
+    desk.tell(Submit(1, PROMPT, 3, GREEDY))
+    assert not policy.asked[-1].may_wait, "the draft is being opened"
+    assert policy.asked[-1].largest_block == 2
+    desk.tell(Opened(1, 1))
+    desk.tell(Block(1, 1, 1, 3, (1, 2, 3), (0.5,) * 3, (0.0,) * 3, (0.0,) * 3))
+    extend = desk.coordinator.sequences[1].extend
+    assert extend is not None
+    desk.tell(Verdict(1, 1, extend.extend_id, 0, 1, 0.0, 0.0, 0.0))
+    assert (policy.asked[-1].largest_block, policy.asked[-1].may_wait) == (1, False)
+
+
+def test_block_past_the_end_of_the_chain_reopens_the_draft() -> None:
+    """A draft that lost its place would be out of place for the rest of the request."""
+    desk = Desk()
+    desk.block(5, 1)
+    assert desk.sequence.metrics.protocol_errors == 1
+    (again,) = desk.sent(Open)
+    assert (again.serial, desk.sequence.fence) == (2, 2)
+    desk.block(3, 1, serial=1)
+    assert desk.sequence.metrics.stale_blocks == 1
+
+
+def test_open_carries_guesses_and_says_which_tokens_are_committed() -> None:
+    """A new draft that got committed tokens only would guess over what is in flight."""
+    desk = Desk()
+    desk.block(3, 1)
+    desk.verdict(0, 1)
+    desk.block(4, 2)
+    desk.block(5, 3)
+    desk.tell(Lost("draft", 1))
+    desk.ready("draft", 2)
+    (again,) = desk.sent(Open)
+    assert (again.tokens, again.committed_length) == ((1, 2, 3, 1, 2, 3), 4)
+
+
+def test_verdict_that_accepts_more_than_was_sent_ends_the_request() -> None:
+    """Tokens out of thin air."""
+    desk = Desk()
+    desk.verdict(1, 1)
+    (finish,) = desk.sent(Finish)
+    assert (finish.reason, finish.cause) == ("error", "the target accepted 1 of 0 tokens")
+
+
+def test_target_gone_ends_those_who_run_those_who_queue_and_those_who_come() -> None:
+    """A request that waits for ever for a target that never comes back."""
+    desk = Desk()
+    desk.tell(Submit(1, PROMPT, 5, GREEDY))
+    desk.tell(Lost("target", 1))
+    desk.tell(Gone("target", "broken"))
+    assert [(f.request, f.reason, f.cause) for f in desk.sent(Finish)] == [
+        (0, "error", "broken"),
+        (1, "error", "broken"),
+    ]
+    desk.tell(Submit(2, PROMPT, 5, GREEDY))
+    assert [f.reason for f in desk.sent(Finish)] == ["error"]
+    assert not desk.coordinator.sequences
+
+
+def test_slot_is_given_on_only_after_closed() -> None:
+    """A second request opened in a slot that the worker still holds."""
+    desk = Desk()
+    desk.tell(Submit(1, PROMPT, 5, GREEDY))
+    desk.tell(Abort(0))
+    assert desk.sent(Extend) == desk.sent(Open) == []
+    desk.tell(Closed("target", 0, 1))
+    assert [extend.request for extend in desk.sent(Extend)] == [1]
+    desk.tell(Closed("draft", 0, 1))
+    assert [opened.request for opened in desk.sent(Open)] == [1]

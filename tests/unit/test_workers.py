@@ -1,0 +1,220 @@
+"""The draft's and the target's side of the protocol: traps that random schedules hardly find."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from specpipe.messages import (
+    Block,
+    Close,
+    Closed,
+    Commit,
+    Exhausted,
+    Extend,
+    Failed,
+    Message,
+    Open,
+    Opened,
+    Progress,
+    Resync,
+    Verdict,
+)
+from specpipe.workers.draft import Draft
+from specpipe.workers.target import Target
+from tests.toys import TargetLaw, ToyModel, decode_plain, sampling
+
+GREEDY = sampling()
+LAW = TargetLaw(7)
+PROMPT = (1, 2, 3)
+
+
+# -- the draft
+
+
+class Drafting:
+    """A draft of a toy model, and a request opened on it."""
+
+    def __init__(self, *, slots: int = 1, chunk: int = 256, context: int = 100) -> None:
+        self.model = ToyModel(LAW, num_slots=slots, context_length=context)
+        self.draft = Draft(self.model, 1, prefill_chunk=chunk)
+
+    def open(self, tokens: tuple[int, ...] = PROMPT, **changes: Any) -> None:
+        message = Open(0, 1, tokens, len(tokens), 50, GREEDY)
+        self.draft.handle(replace(message, **changes))
+
+    def commit(self, serials: tuple[int, int], start: int, *tokens: int, limit: int = 50) -> Commit:
+        return Commit(0, *serials, start, tokens, limit)
+
+    def steps(self, number: int) -> list[Message]:
+        return [answer for _ in range(number) for answer in self.draft.step()]
+
+    @property
+    def chain(self) -> list[int]:
+        return self.draft._chains[0].tokens
+
+    def check_cache(self) -> None:
+        held = self.model.held[self.draft._chains[0].slot]
+        assert held == self.chain[: len(held)]
+
+
+def guesses(number: int, prompt: tuple[int, ...] = PROMPT) -> list[int]:
+    """What the toy guesses first."""
+    return decode_plain(LAW, prompt, GREEDY, number)[0]
+
+
+def test_coalesced_commits_whose_last_token_agrees_by_chance() -> None:
+    """Two commits in one, of which only the last token is compared: the draft stays on a wrong
+    chain, each of its guesses is refused from then on, and no output ever shows it."""
+    drafting = Drafting()
+    drafting.open()
+    drafting.steps(3)
+    a, b, _ = guesses(3)
+    other = next(token for token in range(1, 5) if token != a)
+    drafting.draft.handle(drafting.commit((2, 3), 3, other, b))
+    assert drafting.chain == [*PROMPT, other, b]
+    drafting.check_cache()
+    drafting.steps(1)
+    assert drafting.chain[5:] == guesses(1, (*PROMPT, other, b))
+    drafting.check_cache()
+
+
+def test_last_guess_is_fed_after_full_acceptance() -> None:
+    """The missing entry: the last guess was never fed when the bonus token comes."""
+    drafting = Drafting()
+    drafting.open(limit=5)
+    drafting.steps(4)
+    assert len(drafting.chain) == 5
+    assert len(drafting.model.held[0]) == 4
+    truth = guesses(3)
+    drafting.draft.handle(drafting.commit((2, 2), 3, *truth))
+    drafting.steps(1)
+    assert drafting.model.held[0] == [*PROMPT, *truth]
+    assert drafting.chain[6:] == guesses(4)[3:]
+
+
+def test_missed_commit_asks_for_open_and_waits_for_it() -> None:
+    """A draft that goes on after a gap is on a chain that nobody knows."""
+    drafting = Drafting()
+    drafting.open()
+    drafting.steps(2)
+    assert drafting.draft.handle(drafting.commit((3, 3), 4, 1)) == [Resync(0, 1)]
+    assert drafting.draft.handle(drafting.commit((4, 4), 5, 1)) == [], "once is enough"
+    assert drafting.draft.idle
+    drafting.open((*PROMPT, 4, 4, 4), serial=5)
+    answers = drafting.steps(1)
+    assert [type(answer) for answer in answers] == [Opened, Block]
+    assert isinstance(answers[1], Block)
+    assert (answers[1].serial, answers[1].start) == (5, 6)
+
+
+def test_exhausted_is_said_again_after_a_commit_that_does_not_help() -> None:
+    """The coordinator takes a commit for the end of exhaustion, and would wait in vain."""
+    drafting = Drafting(context=5)
+    drafting.open()
+    answers = drafting.steps(9)
+    assert answers[-1] == Exhausted(0, 1, 1, "context")
+    assert sum(isinstance(answer, Exhausted) for answer in answers) == 1
+    drafting.draft.handle(drafting.commit((2, 2), 3, *guesses(1)))
+    assert not drafting.draft.idle
+    assert drafting.steps(3) == [Exhausted(0, 1, 2, "context")]
+    assert drafting.draft.idle
+
+
+def test_stop_token_of_the_prompt_does_not_exhaust() -> None:
+    """Chat templates end prompts with an end token: the draft must guess after it all the same."""
+    drafting = Drafting()
+    drafting.open((1, 2, 0), sampling=sampling(stop=(0,)))
+    assert any(isinstance(answer, Block) for answer in drafting.steps(1))
+    drafting.open((1, 2, 0), committed_length=2, sampling=sampling(stop=(0,)))
+    assert drafting.steps(1) == [Exhausted(0, 1, 1, "stop")]
+
+
+def test_exhausted_is_said_before_another_request_is_drafted_for() -> None:
+    """The target of the one would stand idle for a whole draft step of the other."""
+    drafting = Drafting(slots=2)
+    drafting.open(limit=3)
+    drafting.open(request=1)
+    assert drafting.draft.step() == [Exhausted(0, 1, 1, "limit")]
+    assert {answer.request for answer in drafting.draft.step()} == {1}
+
+
+def test_draft_in_mid_text_catches_up_with_a_target_that_does_not_wait() -> None:
+    """A commit in each pass, as when a draft restarts late in a long text: were every pass over
+    the prompt dropped for it, drafting would never resume."""
+    drafting = Drafting(chunk=4)
+    drafting.open((1, 2, 3, 4) * 3)
+    truth = guesses(20, (1, 2, 3, 4) * 3)
+    answers: list[Message] = []
+    for i in range(10):
+        commit = drafting.commit((i + 2, i + 2), 12 + i, truth[i])
+        answers += drafting.draft.step(lambda commit=commit: drafting.draft.outdates(commit))
+        drafting.draft.handle(commit)
+        drafting.check_cache()
+    assert any(isinstance(answer, Opened) for answer in answers), "it begins again at every commit"
+
+
+@pytest.mark.parametrize(
+    ("commit", "useless"), [("same", False), ("other", True), ("past", True), ("late", False)]
+)
+def test_which_commits_drop_a_step(commit: str, useless: bool) -> None:
+    """Too many: the draft never guesses. Too few: it guesses what is known already."""
+    drafting = Drafting()
+    drafting.open()
+    drafting.steps(2)
+    a, b = guesses(2)
+    tokens = {"same": [a], "other": [a % 4 + 1], "past": [a, b, 1], "late": [a, b]}[commit]
+    message = drafting.commit((2, 2), 3, *tokens)
+    asked: list[bool] = []
+    drafting.draft.step(lambda: asked.append(drafting.draft.outdates(message)) or asked[-1])
+    assert asked == [useless]
+    assert len(drafting.chain) == (5 if useless else 6)
+    drafting.check_cache()
+
+
+def test_drafting_fails_for_one_request_alone() -> None:
+    """One prompt too long for the memory would end the drafts of all."""
+    drafting = Drafting(slots=2)
+    drafting.open()
+    drafting.open(request=1)
+    drafting.model.failing = True
+    assert drafting.draft.step() == [Failed("draft", 0, 1, "the draft failed: out of memory")]
+    assert list(drafting.model.held) == [1]
+    assert drafting.draft.handle(drafting.commit((2, 2), 3, 1)) == []
+    assert [type(answer) for answer in drafting.draft.step()] == [Opened, Block]
+    assert drafting.draft.handle(Close(0)) == [Closed("draft", 0, 1)]
+
+
+# -- the target
+
+
+@pytest.mark.parametrize("right", range(5))
+def test_target_keeps_what_it_accepted_and_adds_one(right: int) -> None:
+    """One entry too many or too few shifts all that follows; no bonus makes blocks shorter."""
+    model = ToyModel(LAW)
+    target = Target(model, 1)
+    truth = guesses(5)
+    block = [*truth[:right], *(token % 4 + 1 for token in truth[right:4])]
+    (verdict,) = target.handle(Extend(0, 1, 0, (*PROMPT, *block), 3, GREEDY))
+    assert isinstance(verdict, Verdict)
+    assert (verdict.accepted, verdict.token) == (right, truth[right])
+    assert model.held[0] == [*PROMPT, *truth[:right]]
+
+
+def test_extend_at_the_wrong_place_is_refused() -> None:
+    """Judged over a cache that is not the prefix, any verdict would be wrong."""
+    target = Target(ToyModel(LAW), 1)
+    target.handle(Extend(0, 1, 0, PROMPT[:2], 3, GREEDY))
+    (answer,) = target.handle(Extend(0, 2, 3, (1,), 3, GREEDY))
+    assert isinstance(answer, Failed)
+    assert "the cache holds 2" in answer.cause
+
+
+def test_chunks_of_a_prompt_are_not_judged() -> None:
+    """A verdict in the middle of the prompt would overwrite it."""
+    target = Target(ToyModel(LAW), 1)
+    (first,) = target.handle(Extend(0, 1, 0, PROMPT[:2], 3, GREEDY))
+    assert first == Progress(0, 1, 1, 2)
+    (second,) = target.handle(Extend(0, 2, 2, PROMPT[2:], 3, GREEDY))
+    assert isinstance(second, Verdict)
+    assert (second.accepted, second.token) == (0, guesses(1)[0])

@@ -1,0 +1,261 @@
+"""The real coordinator, draft and target on a virtual clock, with seeded faults.
+
+`World(seed).run()` plays one schedule of delays, doubled and lost messages, stalls, deaths and
+restarts, and raises AssertionError at the first thing that the protocol promises and does not keep.
+After each event promises.py looks into all three parts: most protocol bugs only waste drafts, and
+no output would ever show them.
+"""
+
+import heapq
+import random
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, cast
+
+from specpipe.codec import decode, encode
+from specpipe.coordinator import Coordinator, Event, Send, StartTimer, TimerFired
+from specpipe.messages import (
+    Abort,
+    Commit,
+    Finish,
+    FromWorker,
+    Gone,
+    Lost,
+    Message,
+    Resync,
+    Role,
+    Submit,
+    Tokens,
+)
+from specpipe.policy import Policy, Situation, TakeAll
+from specpipe.sampling import Sampling
+from tests import promises
+from tests.actors import FOREVER, Actor, DraftActor, TargetActor
+from tests.toys import EOS, VOCABULARY, DraftLaw, TargetLaw, ToyModel, decode_plain
+
+MOST_EVENTS = 60_000
+
+
+class RandomPolicy:
+    """Does anything that is legal."""
+
+    def __init__(self, rng: random.Random, wait_chance: float) -> None:
+        self._rng, self._wait_chance = rng, wait_chance
+
+    def decide(self, situation: Situation) -> int | None:
+        most = min(len(situation.confidences), situation.largest_block)
+        assert most >= 0
+        assert not (situation.may_wait and most == situation.largest_block), "full, yet may wait"
+        if situation.may_wait and self._rng.random() < self._wait_chance:
+            return None
+        return self._rng.choice((most, self._rng.randint(0, most)))
+
+
+class World:
+    """One schedule. A draft step takes about 1 s; every choice follows from the seed.
+
+    Attributes:
+        clean: no faults at all: then no timer fires and no draft is resynchronised.
+        loss_chance: of a commit; no transport of ours loses any, but the protocol survives it.
+        seen: counts of what happened, to show that the schedules reach it.
+    """
+
+    def __init__(self, seed: int) -> None:
+        rng = self.rng = random.Random(seed)
+        self.now, self._number = 0.0, 0
+        self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self.seen: Counter[str] = Counter()
+
+        self.clean = rng.random() < 0.2
+        self.verify_s = rng.choice((0.3, 1, 2, 3, 5, 10, 20))
+        self.delay = rng.choice((0.05, 0.5, 3))
+        self.slots = rng.choice((1, 2, 3))
+        self.draft_chunk = rng.choice((2, 5, 100))
+        self.interrupt_chance = rng.choice((0, 0.5, 1))
+        self.context = {"target": rng.choice((12, 24, 100)), "draft": rng.choice((6, 10, 20, 200))}
+        self.duplicate_chance = 0 if self.clean else rng.choice((0, 0, 0.1, 0.3))
+        self.loss_chance = 0 if self.clean or rng.random() < 0.8 else 0.1
+        self.draft_failure_chance = 0 if self.clean or rng.random() < 0.8 else 0.05
+        memory, eos_percent = rng.choice((None, None, 2)), rng.choice((0, 3, 8))
+        self.law = TargetLaw(seed, memory, eos_percent)
+        self._agree, self._moody = rng.choice((0, 40, 70, 90, 100)), rng.random() < 0.3
+
+        count = rng.choice((1, 1, 1, 2, 3, 4))
+        timeout = 18 * min(count, self.slots) + 12 * self.delay + 5
+        policies: tuple[Policy, ...] = (
+            TakeAll(),
+            RandomPolicy(rng, rng.choice((0.2, 0.6, 0.9))),
+        )
+        self.coordinator = Coordinator(
+            rng.choice(policies),
+            lookahead=rng.choice((1, 2, 5, 12, 40)),
+            prefill_chunk=rng.choice((1, 2, 4, 100)),
+            wait_timeout_s=timeout,
+        )
+        self.in_transit: Counter[tuple[Role, int]] = Counter()
+        self._last_arrival: dict[tuple[Role, int, str], float] = {}
+        self.dead: set[Role] = set()
+        self.submitted: dict[int, Submit] = {}
+        self.plain: dict[int, tuple[list[int], str]] = {}
+        self.user: dict[int, list[int]] = {}
+        self.finished: dict[int, Finish] = {}
+        self.aborted: set[int] = set()
+
+        tokens = sum(self._plan_request(request) for request in range(count))
+        each = 3 * self.verify_s * (count + 1) + 4 * self.delay + timeout
+        self._bound = (tokens + count) * each + 300
+        self.target = self._start_target(1)
+        self.draft = self._start_draft(1)
+        if not self.clean:
+            self._plan_faults()
+
+    # -- the schedule
+
+    def at(self, moment: float, then: Callable[..., None], *args: Any) -> None:
+        self._number += 1
+        heapq.heappush(self._events, (moment, self._number, then, args))
+
+    def _plan_request(self, request: int) -> int:
+        rng = self.rng
+        longest = min(9, self.context["target"] - 1)
+        prompt = tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, longest)))
+        stop = () if rng.random() < 0.3 else (EOS,)
+        params = Sampling(rng.choice((0.0, 0.0, 0.8)), rng.randrange(2**63), request, stop)
+        submit = Submit(request, prompt, rng.choice((1, 2, 3, 8, 15, 30)), params)
+        self.submitted[request], self.user[request] = submit, []
+        self.plain[request] = decode_plain(
+            self.law, prompt, params, submit.max_tokens, context_length=self.context["target"]
+        )
+        moment = rng.uniform(0, 20) if request else rng.choice((0.0, 5.0))
+        self.at(moment, self._tell, submit)
+        if not self.clean and rng.random() < 0.12:
+            self.aborted.add(request)
+            self.at(moment + rng.uniform(0, 8 * self.verify_s), self._tell, Abort(request))
+        return len(prompt) + submit.max_tokens
+
+    def _plan_faults(self) -> None:
+        rng, span = self.rng, self.rng.choice((20, 60, 150))
+        for _ in range(rng.choice((0, 1, 2, 3, 6))):
+            role: Role = rng.choice(("draft", "target"))
+            self.at(rng.uniform(0, span), self._kill, role, rng.random() < 0.1)
+            self._bound += 140 + 80 * self.verify_s
+        for _ in range(rng.choice((0, 1, 2))):
+            role = rng.choice(("draft", "draft", "target"))
+            self.at(rng.uniform(0, span), self._stall, role, rng.random() < 0.3)
+            self._bound += 100
+
+    def run(self) -> None:
+        """Play to the end."""
+        while self._events:
+            self.now, _, then, args = heapq.heappop(self._events)
+            then(*args)
+            promises.check_draft(self)
+            promises.check_target(self)
+            late = self.now > self._bound or self._number > MOST_EVENTS
+            assert not late or len(self.finished) == len(self.plain), "livelock"
+        promises.check_end(self)
+
+    # -- the workers' lives
+
+    def _start_target(self, incarnation: int) -> TargetActor:
+        model = ToyModel(self.law, num_slots=self.slots, context_length=self.context["target"])
+        self.target = TargetActor(self, incarnation, model)
+        return self.target
+
+    def _start_draft(self, incarnation: int) -> DraftActor:
+        law = DraftLaw(self.law, self._agree, incarnation if self._moody else 0)
+        model = ToyModel(law, num_slots=self.slots, context_length=self.context["draft"])
+        self.draft = DraftActor(self, incarnation, model)
+        return self.draft
+
+    def _actor(self, role: Role) -> Actor:
+        return self.draft if role == "draft" else self.target
+
+    def _kill(self, role: Role, for_good: bool) -> None:
+        actor, rng = self._actor(role), self.rng
+        if not actor.alive or role in self.dead:
+            return
+        actor.alive = False
+        self.seen[f"{role} killed"] += 1
+        noticed = self.now + rng.uniform(0, 5)
+        if for_good:
+            self.dead.add(role)
+            self.at(noticed, self._tell, Lost(role, actor.incarnation))
+            self.at(noticed + rng.uniform(0, 30), self._tell, Gone(role, "out of order"))
+            return
+        if rng.random() < 0.8:  # else the next incarnation comes unannounced
+            self.at(noticed, self._tell, Lost(role, actor.incarnation))
+        start = self._start_draft if role == "draft" else self._start_target
+        back = self.now + rng.choice((0.1, 2, 10, 100)) * rng.random()
+        self.at(back, start, actor.incarnation + 1)
+
+    def _stall(self, role: Role, for_good: bool) -> None:
+        self.seen[f"{role} stalled"] += 1
+        forever = for_good and role == "draft"
+        self._actor(role).stall(FOREVER if forever else self.now + self.rng.uniform(0, 60))
+
+    # -- messages
+
+    def quiet(self, actor: Actor) -> bool:
+        """Whether actor and coordinator know each other, and nothing is on its way between them."""
+        worker = self.coordinator.workers[actor.role]
+        met = actor.alive and worker.up and worker.incarnation == actor.incarnation
+        return met and not actor.box and not self.in_transit[actor.role, actor.incarnation]
+
+    def _arrival(self, role: Role, incarnation: int, way: str) -> float:
+        """When what is sent now arrives: in the order of sending on each way."""
+        hiccup = not self.clean and self.rng.random() < 0.05
+        moment = self.now + self.rng.uniform(0, self.delay) * (20 if hiccup else 1)
+        key = (role, incarnation, way)
+        moment = self._last_arrival[key] = max(moment, self._last_arrival.get(key, 0.0))
+        return moment
+
+    def send_up(self, actor: Actor, message: FromWorker) -> None:
+        if not actor.alive:
+            return
+        if isinstance(message, Resync):
+            assert self.loss_chance, "the draft missed a commit, though none was lost"
+        self.in_transit[actor.role, actor.incarnation] += 1
+        moment = self._arrival(actor.role, actor.incarnation, "up")
+        self.at(moment, self._arrive_up, actor, message, 1)
+        if self.rng.random() < self.duplicate_chance:
+            late = self.rng.choice((1, 10, 60)) * self.rng.random()
+            self.at(moment + late, self._arrive_up, actor, message, 0)
+
+    def _arrive_up(self, actor: Actor, message: FromWorker, count: int) -> None:
+        self.in_transit[actor.role, actor.incarnation] -= count
+        self.seen[type(message).__name__] += 1
+        self._tell(message)
+
+    def _send_down(self, send: Send) -> None:
+        actor = self._actor(send.role)
+        if not actor.alive or actor.incarnation != send.incarnation:
+            return
+        if isinstance(send.message, Commit) and self.rng.random() < self.loss_chance:
+            return
+        self.in_transit[send.role, send.incarnation] += 1
+        moment = self._arrival(send.role, send.incarnation, "down")
+        self.at(moment, self._arrive_down, actor, decode(encode(send.message)))
+
+    def _arrive_down(self, actor: Actor, message: Message) -> None:
+        self.in_transit[actor.role, actor.incarnation] -= 1
+        actor.arrive(message)
+
+    def _tell(self, event: Event) -> None:
+        """Let the coordinator handle an event, and do what it says."""
+        if not isinstance(event, TimerFired):
+            received = decode(encode(event))
+            assert received == event
+            event = cast(Event, received)
+        for command in self.coordinator.handle(event, self.now):
+            match command:
+                case Send():
+                    self._send_down(command)
+                case StartTimer(request, timer, seconds):
+                    self.at(self.now + seconds, self._tell, TimerFired(request, timer))
+                case Tokens():
+                    promises.check_tokens(self, command)
+                case Finish():
+                    promises.check_finish(self, command)
+        for sequence in self.coordinator.sequences.values():
+            promises.check_sequence(self, sequence)
