@@ -199,6 +199,7 @@ class Supervisor:
             context_length=(
                 self._pair.context_length if role == "target" else self._pair.draft_context_length
             ),
+            output_size=self._pair.tokenizer.used_size,
             num_slots=self._config.pipeline.max_num_seqs,
             prefill_chunk=self._config.pipeline.prefill_chunk,
         )

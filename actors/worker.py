@@ -29,6 +29,7 @@ class WorkerSpec:
         role, incarnation: who it is.
         address: the endpoint that was made for this incarnation.
         weights, dtype, context_length, num_slots: its model.
+        output_size: ids from here on are padding, which neither model may produce.
         device: where it computes; `threads` are torch's.
         prefill_chunk: most tokens that the draft feeds at once.
     """
@@ -41,6 +42,7 @@ class WorkerSpec:
     device: Device
     threads: int
     context_length: int
+    output_size: int
     num_slots: int
     prefill_chunk: int
 
@@ -80,6 +82,7 @@ class WorkerHost:
                 dtype=spec.dtype,
                 device=device,
                 context_length=spec.context_length,
+                output_size=spec.output_size,
                 num_slots=spec.num_slots,
             )
             _warm_up(model)

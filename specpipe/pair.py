@@ -26,6 +26,7 @@ class ModelPair:
         target, draft: files; no draft: the target works alone.
         tokenizer: the target's; the draft's agrees with it.
         context_length: most tokens of a prompt and its completion together.
+        draft_context_length: the same for the draft, which may stop guessing earlier.
     """
 
     target: ModelFiles

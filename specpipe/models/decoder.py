@@ -55,7 +55,7 @@ class DecoderWeights:
     Attributes:
         embedding: [vocab_size, width], in the model's dtype.
         layers: the blocks.
-        head: width -> vocab_size, the final norm's weight in it.
+        head: width -> output_size, the final norm's weight in it.
         rope_divisors: float32[head_dim / 2] that stretch the rotary frequencies, or None.
     """
 
@@ -134,7 +134,7 @@ class Decoder:
         the call, and None is returned.
 
         Returns:
-            float32[rows, vocab_size].
+            float32[rows, output_size].
 
         Raises:
             ValueError: for no tokens, too many, ids outside the vocabulary, or too many rows.
@@ -209,7 +209,7 @@ class Decoder:
 
     def _logits(self, hidden: Tensor) -> Logits:
         if not hidden.shape[0]:
-            return torch.empty(0, self.vocab_size).numpy()
+            return torch.empty(0, self.config.output_size).numpy()
         logits: Logits = self._weights.head(self._norm(hidden)).cpu().numpy()
         return logits
 

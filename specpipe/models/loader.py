@@ -29,6 +29,7 @@ def load_model(
     dtype: str = "auto",
     device: str = "cpu",
     context_length: int | None = None,
+    output_size: int | None = None,
     num_slots: int = 1,
 ) -> Decoder:
     """Load a model; set torch's number of threads before, since kernels are measured for it.
@@ -39,6 +40,8 @@ def load_model(
             CPU that has kernels for it, else float32; bfloat16 on CUDA.
         device: cpu, or cuda:N as torch counts them.
         context_length: tokens that a slot can hold; by default as many as the model was made for.
+        output_size: token ids below this can be produced; by default all that have a weight,
+            which may include a padded tail without meaning.
         num_slots: sequences that can be held at once.
 
     Raises:
@@ -47,7 +50,7 @@ def load_model(
     place = _device(device)
     kept = _dtype(dtype, place)
     file = GGUFFile(weights_file(path))
-    config = read_config(file, context_length)
+    config = read_config(file, context_length, output_size)
     if num_slots < 1:
         raise UserError(f"num_slots is {num_slots}: ask for at least 1")
     with torch.inference_mode():
@@ -70,7 +73,8 @@ class _Weights:
         if "output.weight" in self.file.tensors:
             del embedding
             embedding = self._tensor("output", config.vocab_size, config.width)
-        head = self._pack(embedding.mul_(self._tensor("output_norm", config.width)))
+        norm = self._tensor("output_norm", config.width)
+        head = self._pack(embedding[: config.output_size].mul_(norm))
         del embedding
         divisors = None
         if "rope_freqs.weight" in self.file.tensors:

@@ -42,7 +42,8 @@ class DecoderConfig:
         head_dim: elements of a head, even.
         width: elements of the hidden state.
         ffn_width: elements of the feed-forward layer.
-        vocab_size: token ids, a padded tail included.
+        vocab_size: token ids that can be fed, a padded tail included.
+        output_size: token ids that can be produced: the first so many, without the tail.
         context_length: most tokens that a slot holds.
         rope_base: base of the rotary frequencies.
         norm_eps: added to the mean square before its root is taken.
@@ -55,13 +56,18 @@ class DecoderConfig:
     width: int
     ffn_width: int
     vocab_size: int
+    output_size: int
     context_length: int
     rope_base: float
     norm_eps: float
 
 
-def read_config(file: GGUFFile, context_length: int | None = None) -> DecoderConfig:
+def read_config(
+    file: GGUFFile, context_length: int | None = None, output_size: int | None = None
+) -> DecoderConfig:
     """Read a model's shape from its metadata, and hold it against its tensors.
+
+    `context_length` and `output_size` may narrow what the model was made for.
 
     Raises:
         UserError: for another architecture, variants of this one that would be computed wrongly,
@@ -72,6 +78,7 @@ def read_config(file: GGUFFile, context_length: int | None = None) -> DecoderCon
     width = meta.integer("embedding_length")
     own_context = meta.integer("context_length")
     embedding = file.tensors.get("token_embd.weight")
+    vocab_size = embedding.shape[0] if embedding else 0
     config = DecoderConfig(
         layers=meta.integer("block_count"),
         heads=heads,
@@ -79,7 +86,8 @@ def read_config(file: GGUFFile, context_length: int | None = None) -> DecoderCon
         head_dim=meta.integer("attention.key_length", max(1, width // heads)),
         width=width,
         ffn_width=meta.integer("feed_forward_length"),
-        vocab_size=embedding.shape[0] if embedding else 0,
+        vocab_size=vocab_size,
+        output_size=min(vocab_size, output_size or vocab_size),
         context_length=own_context if context_length is None else context_length,
         rope_base=meta.number("rope.freq_base", 10000.0),
         norm_eps=meta.number("attention.layer_norm_rms_epsilon"),

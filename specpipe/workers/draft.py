@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from specpipe.errors import SpecpipeError
 from specpipe.messages import (
     MAX_TEXT,
     Block,
@@ -151,7 +150,7 @@ class Draft:
         chain = self._chains[turn] = self._chains.pop(turn)
         try:
             answers = self._advance(turn, chain, interrupted)
-        except (SpecpipeError, RuntimeError, MemoryError) as error:
+        except Exception as error:  # one request's trouble must not end the others'
             self._drop(turn)
             cause = f"the draft failed: {error}".splitlines()[0]
             answers = [Failed("draft", turn, self._incarnation, cause[:MAX_TEXT])]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from specpipe.acceptance import accept_coupled
-from specpipe.errors import ProtocolError, SpecpipeError
+from specpipe.errors import ProtocolError
 from specpipe.messages import (
     MAX_TEXT,
     Close,
@@ -57,7 +57,7 @@ class Target:
             case Extend():
                 try:
                     return [self._extend(message, idle)]
-                except (SpecpipeError, RuntimeError, MemoryError) as error:
+                except Exception as error:  # one request's trouble must not end the others'
                     cause = f"the target failed: {error}".splitlines()[0][:MAX_TEXT]
                     return [Failed("target", message.request, self._incarnation, cause)]
             case Close(request):

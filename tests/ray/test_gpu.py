@@ -31,9 +31,8 @@ def test_two_models_on_one_gpu_share_a_process_and_change_nothing(smollm2):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_two_gpus_hold_a_model_each(smollm2):
-    if torch.cuda.device_count() < 2:
-        pytest.skip("needs two GPUs")
     with Pipeline.launch(config(smollm2, "cuda:0", "cuda:1")) as pipeline:
         assert pipeline.workers["draft"].device == "cuda:0"
         assert pipeline.workers["target"].device == "cuda:1"

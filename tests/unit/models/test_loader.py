@@ -92,3 +92,18 @@ def test_the_model_tells_its_shape(tiny_gguf) -> None:
     model = load_model(tiny_gguf(), context_length=100, num_slots=2)
     assert (model.vocab_size, model.context_length, model.num_slots) == (100, 100, 2)
     assert (model.config.layers, model.config.head_dim) == (3, 16)
+
+
+def test_a_padded_tail_of_the_vocabulary_can_never_be_produced(tiny_gguf):
+    """Its weights are noise; a token from there has no text, and the other model may lack it."""
+    path = tiny_gguf()
+    whole, cut = (
+        load_model(path, dtype="float32"),
+        load_model(path, dtype="float32", output_size=90),
+    )
+    results = []
+    for model in (whole, cut):
+        slot = model.open()
+        results.append(model.forward(slot, [1, 95, 3], 2))
+    assert results[1].shape == (2, 90)
+    assert (results[0][:, :90] == results[1]).all(), "the tail may be fed, and changes no other row"
