@@ -67,8 +67,9 @@ def noise_words(seed: int, sample: int, position: int, count: int) -> NDArray[np
     """Random words of the tokens 0 to count - 1 at an absolute position: uint64[count].
 
     Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) under the
-    key (seed, sample) and the counter (token // 4, position): word i belongs to token i, so rows
-    of any length agree on their common part, and rows can be made in any order.
+    key (seed, sample) and the counter (token // 4 + 1, position), since numpy counts before it
+    draws: word i belongs to token i, so rows of any length agree on their common part, and rows can
+    be made in any order.
     """
     generator = np.random.Philox(
         key=np.array([seed, sample], dtype=np.uint64),
@@ -79,11 +80,12 @@ def noise_words(seed: int, sample: int, position: int, count: int) -> NDArray[np
 
 
 def uniforms(words: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Words as numbers strictly between 0 and 1: the upper 53 bits, at the middle of their cell.
+    """Words as numbers strictly between 0 and 1: the upper 52 bits, at the middle of their cell.
 
-    Conversion goes through int64, which CPUs do in vector registers, unlike uint64.
+    With a bit more the last cell's middle would round to 1. Conversion goes through int64, which
+    CPUs do in vector registers, unlike uint64.
     """
-    return ((words >> np.uint64(11)).astype(np.int64).astype(np.float64) + 0.5) * 2.0**-53
+    return ((words >> np.uint64(12)).astype(np.int64).astype(np.float64) + 0.5) * 2.0**-52
 
 
 class Sampler:
@@ -117,8 +119,9 @@ class Sampler:
 
     def confidence(self, logits: NDArray[np.float32], token: int) -> float:
         """Probability that `token` has under the logits (at temperature 1 when greedy)."""
-        temperature = self.sampling.temperature or 1.0
-        weights = np.exp((logits - logits.max()) / np.float32(temperature))
+        temperature = min(max(self.sampling.temperature or 1.0, 1e-30), 1e30)  # float32's range
+        with np.errstate(over="ignore"):
+            weights = np.exp((logits - logits.max()) / np.float32(temperature))
         return float(weights[token] / weights.sum(dtype=np.float64))
 
     def _race(self, logits: NDArray[np.float32], position: int) -> int:
@@ -129,10 +132,10 @@ class Sampler:
         """
         scores = logits.astype(np.float64)
         scores -= scores.max()
-        scores /= self.sampling.temperature
-        weights = np.exp(scores)
         u = self._uniforms(position, len(logits))
         with np.errstate(divide="ignore", over="ignore"):
+            scores /= self.sampling.temperature
+            weights = np.exp(scores)
             bounds = u / weights
         first = int(bounds.argmin())
         key = -math.log1p(-u[first]) / weights[first]
