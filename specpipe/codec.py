@@ -77,21 +77,30 @@ _TAGS = {cls: tag for tag, cls in enumerate(_TYPES)}
 _Reader = Callable[[Any], Any]
 
 
+def _shown(value: Any) -> str:
+    """A wire value for an error message; an array by its size, as it may be too deep to print."""
+    if isinstance(value, list):
+        return f"an array of {len(value)}"
+    return repr(value[:80] if isinstance(value, str | bytes) else value)[:80]
+
+
 def _read_int(value: Any) -> int:
     if type(value) is not int or not 0 <= value <= MAX_INT:
-        raise ProtocolError(f"expected an integer from 0 to {MAX_INT}, got {value!r:.80}")
+        raise ProtocolError(f"expected an integer from 0 to {MAX_INT}, got {_shown(value)}")
     return value
 
 
 def _read_float(value: Any) -> float:
     if type(value) is not float or not math.isfinite(value):
-        raise ProtocolError(f"expected a finite number, got {value!r:.80}")
+        raise ProtocolError(f"expected a finite number, got {_shown(value)}")
     return value
 
 
 def _read_text(value: Any) -> str:
     if type(value) is not str or len(value) > MAX_TEXT:
-        raise ProtocolError(f"expected a text of at most {MAX_TEXT} characters, got {value!r:.80}")
+        raise ProtocolError(
+            f"expected a text of at most {MAX_TEXT} characters, got {_shown(value)}"
+        )
     return value
 
 
@@ -117,7 +126,7 @@ def _reader(annotation: Any) -> _Reader:
 def _literal_reader(allowed: tuple[str, ...]) -> _Reader:
     def read(value: Any) -> str:
         if type(value) is not str or value not in allowed:
-            raise ProtocolError(f"expected one of {', '.join(allowed)}, got {value!r:.80}")
+            raise ProtocolError(f"expected one of {', '.join(allowed)}, got {_shown(value)}")
         return value
 
     return read
@@ -126,7 +135,7 @@ def _literal_reader(allowed: tuple[str, ...]) -> _Reader:
 def _array_reader(kind: type[tuple[Any, ...]] | type[list[Any]], read_item: _Reader) -> _Reader:
     def read(value: Any) -> tuple[Any, ...] | list[Any]:
         if type(value) is not list:
-            raise ProtocolError(f"expected an array, got {value!r:.80}")
+            raise ProtocolError(f"expected an array, got {_shown(value)}")
         return kind([read_item(item) for item in value])
 
     return read
@@ -143,11 +152,26 @@ def _record_reader(cls: type[Any]) -> _Reader:
     def read(value: Any) -> Any:
         if type(value) is not list or len(value) != len(readers):
             raise ProtocolError(f"expected {cls.__name__} with {len(readers)} fields")
-        return cls(*[read_field(item) for read_field, item in zip(readers, value, strict=True)])
+        record = cls(*[read_field(item) for read_field, item in zip(readers, value, strict=True)])
+        if check := _CHECKS.get(cls):
+            check(record)
+        return record
 
     return read
 
 
+def _check_block(block: Block) -> None:
+    count = len(block.tokens)
+    if count != len(block.confidences) or not count <= len(block.begun) == len(block.ended):
+        raise ProtocolError("a block whose tokens, confidences and times don't match in number")
+
+
+def _check_spans(spans: Spans) -> None:
+    if len(spans.begun) != len(spans.ended):
+        raise ProtocolError("stretches of time that don't begin and end in equal number")
+
+
+_CHECKS: dict[type[Any], Callable[[Any], None]] = {Block: _check_block, Spans: _check_spans}
 _READERS = tuple(_record_reader(cls) for cls in _TYPES)
 _FIELDS = {cls: tuple(f.name for f in fields(cls)) for cls in (*_TYPES, *_RECORDS)}
 
@@ -181,17 +205,9 @@ def decode(data: bytes) -> Message:
     if type(wire) is not list or len(wire) < 2:
         raise ProtocolError("a message is an array of version, tag and fields")
     version, tag, *values = wire
-    if version != VERSION:
-        raise ProtocolError(f"message version {version!r:.80}; this side speaks {VERSION}")
+    if type(version) is not int or version != VERSION:
+        raise ProtocolError(f"message version {_shown(version)}; this side speaks {VERSION}")
     if type(tag) is not int or not 0 <= tag < len(_READERS):
-        raise ProtocolError(f"unknown message tag {tag!r:.80}")
+        raise ProtocolError(f"unknown message tag {_shown(tag)}")
     message: Message = _READERS[tag](values)
-    if isinstance(message, Block):
-        _check_block(message)
     return message
-
-
-def _check_block(block: Block) -> None:
-    count = len(block.tokens)
-    if count != len(block.confidences) or not count <= len(block.begun) == len(block.ended):
-        raise ProtocolError("a block whose tokens, confidences and times don't match in number")
