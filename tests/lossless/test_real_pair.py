@@ -20,7 +20,8 @@ def write(config, figures=None):
             if figures is not None:
                 sent = sum(c.metrics.sent for c in completions)
                 accepted = sum(c.metrics.accepted for c in completions)
-                figures[name] = accepted / sent
+                useful = sum(c.metrics.useful for c in completions)
+                figures[name] = accepted / sent, useful / accepted
         return answers
 
 
@@ -30,8 +31,8 @@ def test_twenty_prompts_with_two_drafts_equal_the_target_alone(smollm2, smollm2_
     config = Config().override(models_dir=str(smollm2.folder.parent))
     reference = write(config.override(draft={"model": "none"}))
     for draft, alike in ((smollm2, True), (smollm2_pruned, False)):
-        rates = {}
-        answers = write(config.override(draft={"model": draft.name}), rates)
+        figures = {}
+        answers = write(config.override(draft={"model": draft.name}), figures)
         assert answers == reference
-        for rate in rates.values():
-            assert (rate == 1.0) if alike else (0.1 < rate < 1.0)
+        for rate, useful in figures.values():
+            assert (rate == 1.0 and useful >= 0.5) if alike else (0.1 < rate < 1.0)
