@@ -358,10 +358,9 @@ class Coordinator:
         The last token of a request needs no guess: the target always adds one of its own.
         """
         committed = len(sequence.committed) + more
-        whole = sequence.prompt_length + sequence.max_tokens - 1
-        if self.workers["target"].up:
-            whole = min(whole, self.workers["target"].context_length - 1)
-        return min(whole, committed + self._lookahead)
+        whole = sequence.prompt_length + sequence.max_tokens
+        whole = min(whole, self.workers["target"].context_length)
+        return min(whole - 1, committed + self._lookahead)
 
     def _send(self, role: Role, message: ToDraft | ToTarget) -> None:
         self._commands.append(Send(role, self.workers[role].incarnation, message))

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from specpipe.messages import Commit, FromWorker, Message, Ready, Role
+from specpipe.messages import Block, Commit, FromWorker, Message, Ready, Role
 from specpipe.workers.draft import Draft
 from specpipe.workers.target import Target
+from tests import promises
 from tests.toys import ToyModel
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ class DraftActor(Actor):
 
     def _send(self, messages: list[FromWorker]) -> None:
         for message in messages:
+            if isinstance(message, Block):
+                promises.check_guess(self, message)
             self.world.send_up(self, message)
 
     def _coalesced(self, message: Message) -> Message:

@@ -3,12 +3,14 @@
 from typing import TYPE_CHECKING
 
 from specpipe.codec import decode, encode
-from specpipe.messages import Finish, Tokens
+from specpipe.messages import Block, Finish, Tokens
 from specpipe.metrics import RequestMetrics
 from specpipe.sequence import DraftState, SequenceState
 from specpipe.workers.draft import Draft, _Chain
+from tests.toys import decode_plain
 
 if TYPE_CHECKING:
+    from tests.actors import DraftActor
     from tests.virtual import World
 
 OPENED = {DraftState.OPENING, DraftState.OPEN}
@@ -56,6 +58,10 @@ def check_sequence(world: "World", sequence: SequenceState) -> None:
     assert not idle, "stuck: the target is idle, and no timer runs"
     assert sequence.metrics.protocol_errors == 0, "a protocol error"
     assert not (world.clean and sequence.metrics.timeouts), "waited in vain, without any fault"
+    guesses = sequence.chain_length - len(sequence.committed)
+    longest = min(sequence.prompt_length + sequence.max_tokens, world.context["target"]) - 1
+    assert guesses <= world.lookahead, "drafted too far ahead"
+    assert not guesses or sequence.chain_length <= longest, "drafted what can never be used"
 
 
 def check_draft(world: "World") -> None:
@@ -86,10 +92,19 @@ def _check_in_step(world: "World", draft: Draft, chain: _Chain, sequence: Sequen
         return
     world.seen["in step"] += 1
     assert chain.tokens == sequence.chain(), "the draft drafts on another chain"
+    assert chain.limit == world.coordinator._limit(sequence, 0), "the draft has another limit"
     stuck = draft._stuck(chain) is not None
     assert not (sequence.drafting and stuck) or draft._owes_word(chain), "waited for, but stuck"
     if sequence.draft is DraftState.OPEN and not sequence.drafting:
         assert stuck, "drafting, but not waited for"
+
+
+def check_guess(actor: "DraftActor", block: Block) -> None:
+    """Each guess is what the draft's law says after the tokens before it."""
+    chain = actor.draft._chains[block.request]
+    params, before = chain.sampler.sampling, chain.tokens[: block.start]
+    expected, _ = decode_plain(actor.model.law, before, params, len(block.tokens))
+    assert block.tokens == tuple(expected), "not what the draft's law says"
 
 
 def check_target(world: "World") -> None:

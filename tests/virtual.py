@@ -86,9 +86,10 @@ class World:
             TakeAll(),
             RandomPolicy(rng, rng.choice((0.2, 0.6, 0.9))),
         )
+        self.lookahead = rng.choice((1, 2, 5, 12, 40))
         self.coordinator = Coordinator(
             rng.choice(policies),
-            lookahead=rng.choice((1, 2, 5, 12, 40)),
+            lookahead=self.lookahead,
             prefill_chunk=rng.choice((1, 2, 4, 100)),
             wait_timeout_s=timeout,
         )
