@@ -240,7 +240,6 @@ PLANTED: dict[str, Patch] = {
     "any answer is taken for the extend's": wrapped(Coordinator, "_answered", _any_extend),
     "open carries committed tokens only": wrapped(SequenceState, "open", _open_committed),
     "open calls guesses committed": wrapped(SequenceState, "open", _open_all_known),
-    "open leaves the fence": wrapped(SequenceState, "open", _open_unfenced),
     "draft cache not truncated": _patch_init(Draft),
     "target cache not truncated": _patch_init(Target),
     "token after the block dropped": _last_dropped,
@@ -251,7 +250,7 @@ PLANTED: dict[str, Patch] = {
     "ready does not mean lost": wrapped(Coordinator, "_on_ready", _back_is_not_lost),
     "waits again after a timer": wrapped(Coordinator, "_on_timer", _patient),
 }
-SEEDS_TO_CATCH = 3000
+SEEDS_TO_CATCH = 1000
 
 
 @pytest.mark.parametrize("bug", PLANTED)
@@ -262,6 +261,10 @@ def test_planted_bug_is_caught(bug: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 DIRECTED: dict[str, tuple[Patch, Callable[[], None]]] = {
+    "open leaves the fence": (
+        wrapped(SequenceState, "open", _open_unfenced),
+        test_coordinator.test_block_past_the_end_of_the_chain_reopens_the_draft,
+    ),
     "last token compared only": (
         wrapped(_Chain, "disagreement", _last_token_only),
         test_workers.test_coalesced_commits_whose_last_token_agrees_by_chance,
