@@ -1,7 +1,16 @@
 # Two commands do all: `make run` and `make test`. See README.md.
 PYTHON ?= python3
-PROMPT ?= Explain in a few sentences why the sky is blue.
 RUN_FLAGS ?=
+
+# Only `make run PROMPT="…"` counts, since shells export a PROMPT of their own, and it counts as it
+# stands: `value` and `:=` keep make from reading `$5` as a variable.
+ifeq ($(origin PROMPT),command line)
+override PROMPT := $(value PROMPT)
+else
+override PROMPT := Explain in a few sentences why the sky is blue.
+endif
+export PROMPT
+unexport SPECPIPE_MODELS  # here models lie in saved_models/
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,11 +19,12 @@ MODELS := saved_models/smollm2/source.json saved_models/smollm2-pruned/source.js
 
 .PHONY: run test test-slow test-gpu measure check clean
 .DELETE_ON_ERROR:
+.NOTPARALLEL:  # one pip at a time
 
 run: $(VENV)/.run $(MODELS)
 	@$(BIN)/specpipe run --prompt "$$PROMPT" $(RUN_FLAGS)
 
-test: $(VENV)/.test $(MODELS) check
+test: check $(MODELS)
 	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/.test $(MODELS)
@@ -35,19 +45,36 @@ check: $(VENV)/.test
 clean:
 	rm -rf $(VENV) build dist specpipe.egg-info
 
-export PROMPT
+define require_python
+$(if $(shell $(PYTHON) -c 'import sys; print(sys.version_info >= (3, 11) or "")' 2>/dev/null),,\
+$(error specpipe needs Python 3.11 or later, but `$(PYTHON) --version` says \
+"$(shell $(PYTHON) --version 2>&1; true)": name another, as in `make run PYTHON=python3.12`))
+endef
 
+# pip calls a package installed that it was killed in the middle of copying, but the file INSTALLER
+# comes last: what lacks it is forgotten, and so installed again.
+define forget_unfinished
+@for info in $(VENV)/lib/python3*/site-packages/*.dist-info; do \
+	test -e "$$info/INSTALLER" || rm -rf "$$info"; \
+done
+endef
+
+# Each of these files says that its step went through: it is made last.
 # Plain `pip install torch` first: the same build wherever pip finds it, before anything else asks.
 $(VENV)/.torch:
+	$(require_python)
+	$(forget_unfinished)
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install torch==2.13.0
 	@touch $@
 
 $(VENV)/.run: $(VENV)/.torch pyproject.toml
+	$(forget_unfinished)
 	$(PIP) install --editable .
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.torch pyproject.toml
+	$(forget_unfinished)
 	$(PIP) install --editable ".[dev]"
 	@touch $(VENV)/.run $@
 
