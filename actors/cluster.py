@@ -62,6 +62,8 @@ def _connect(config: RayConfig) -> bool:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is not None:
+            if address != "auto":  # if it refuses us, one line is enough, and ours
+                os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             ray.init(address=address, **quiet)
         else:
             ray.init(
@@ -70,8 +72,12 @@ def _connect(config: RayConfig) -> bool:
                 object_store_memory=_OBJECT_STORE_BYTES,
                 **quiet,
             )
-    except ConnectionError as error:
-        raise UserError(f"no Ray at {address}: {error}".splitlines()[0]) from None
+    except ConnectionError:
+        raise UserError(
+            f"Ray at {address} refused us: if it asks for a token, set RAY_AUTH_MODE=token and put "
+            "the token in ~/.ray/auth_token; otherwise look whether its version is ours, "
+            f"{ray.__version__}"
+        ) from None
     except BaseException:  # Ctrl-C while Ray starts
         ray.shutdown()
         raise
@@ -82,33 +88,39 @@ def _connect(config: RayConfig) -> bool:
 
 
 def _find_address(wanted: str | None) -> str | None:
-    """The host:port of the Ray to use, or None to start one.
+    """What to tell Ray: "auto", host:port, or None to start one.
 
-    Ray itself tries an address that nobody answers for minutes, so each is called first.
+    Ray itself tries an address that nobody answers for minutes, so each is called first. A Ray of
+    this machine is always "auto": only then does Ray take out the token that it has for it.
     """
     if wanted == "local":
         return None
-    if wanted is not None and wanted != "auto":
-        if not _answers(wanted):
-            raise UserError(
-                f"no Ray answers at {wanted}: start one with `ray start --head`, or leave --address"
-                " out"
-            )
-        return wanted
-    folder = os.environ.get("RAY_TMPDIR", "/tmp")  # noqa: S108 (Ray's own default)
-    left_by_ray_start = Path(folder) / "ray" / "ray_current_cluster"
-    try:
-        address = left_by_ray_start.read_text().strip()
-    except OSError:
-        address = ""
-    if address and _answers(address):
-        return address
+    here = _left_by_ray_start()
+    if wanted is None:
+        return "auto" if here and _answers(here) else None
     if wanted == "auto":
+        if here and _answers(here):
+            return "auto"
         raise UserError(
             "no Ray runs on this machine (address is 'auto'): start one with `ray start --head`, "
             "or leave --address out"
         )
-    return None
+    if not _answers(wanted):
+        raise UserError(
+            f"no Ray answers at {wanted}: start one with `ray start --head`, or leave --address out"
+        )
+    host, _, port = wanted.rpartition(":")
+    is_here = socket.gethostbyname(host) in {"127.0.0.1", here.rpartition(":")[0]}
+    return "auto" if is_here and port == here.rpartition(":")[2] else wanted
+
+
+def _left_by_ray_start() -> str:
+    """The host:port that `ray start` noted on this machine, or nothing."""
+    folder = os.environ.get("RAY_TMPDIR", "/tmp")  # noqa: S108 (Ray's own default)
+    try:
+        return (Path(folder) / "ray" / "ray_current_cluster").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _answers(address: str) -> bool:

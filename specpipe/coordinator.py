@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from specpipe.events import Command, Event, Send, StartTimer, TimerFired, urgency
 from specpipe.messages import (
     Abort,
     Block,
@@ -17,7 +18,6 @@ from specpipe.messages import (
     Exhausted,
     Failed,
     Finish,
-    FromWorker,
     Gone,
     Lost,
     Opened,
@@ -35,47 +35,6 @@ from specpipe.metrics import RequestMetrics
 from specpipe.policy import Policy, Situation
 from specpipe.sequence import BlockFate, DraftState, SequenceState
 from specpipe.stopping import FinishReason, cut_at_stop
-
-
-@dataclass(frozen=True, slots=True)
-class TimerFired:
-    """The time of a StartTimer is over."""
-
-    request: int
-    timer: int
-
-
-Event = Submit | Abort | Lost | Gone | TimerFired | FromWorker
-
-# -- commands
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send a message to this incarnation of a worker."""
-
-    role: Role
-    incarnation: int
-    message: ToDraft | ToTarget
-
-
-@dataclass(frozen=True, slots=True)
-class StartTimer:
-    """Hand back TimerFired(request, timer) after so many seconds."""
-
-    request: int
-    timer: int
-    seconds: float
-
-
-Command = Send | StartTimer | Tokens | Finish
-
-
-def _urgency(command: Command) -> int:
-    """The target first, since it idles; the user last, since nobody idles for them."""
-    if isinstance(command, Send):
-        return 0 if command.role == "target" else 1
-    return 2
 
 
 @dataclass(slots=True)
@@ -148,7 +107,7 @@ class Coordinator:
         self._admit()
         for sequence in self.sequences.values():
             self._dispatch(sequence)
-        return sorted(self._commands, key=_urgency)
+        return sorted(self._commands, key=urgency)
 
     # -- the user
 
@@ -162,8 +121,15 @@ class Coordinator:
             RequestMetrics(submitted=self._now, prompt_tokens=len(event.tokens)),
         )
         self.sequences[event.request] = sequence
-        if self.workers["target"].gone is not None:
-            self._finish(sequence, "error", self.workers["target"].gone)
+        target = self.workers["target"]
+        if target.gone is not None:
+            self._finish(sequence, "error", target.gone)
+        elif target.up and self._left(sequence) < 1:
+            self._finish(
+                sequence,
+                "error",
+                f"{len(event.tokens)} tokens leave no room in a context of {target.context_length}",
+            )
 
     def _on_abort(self, event: Abort) -> None:
         if sequence := self.sequences.get(event.request):

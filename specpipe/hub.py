@@ -6,6 +6,7 @@ It sleeps until there is something to do, and ends when its parent does.
 """
 
 import heapq
+import itertools
 import json
 import logging
 import math
@@ -18,15 +19,9 @@ from typing import Any
 import zmq
 
 from specpipe.channel import Channel, hub_address
-from specpipe.coordinator import (
-    Command,
-    Coordinator,
-    Event,
-    Send,
-    StartTimer,
-    TimerFired,
-)
+from specpipe.coordinator import Coordinator
 from specpipe.devices import pin_process
+from specpipe.events import Command, Event, Send, StartTimer, TimerFired
 from specpipe.messages import (
     Abort,
     Attach,
@@ -60,6 +55,7 @@ class Hub:
         self._parent = parent
         self._workers: dict[Role, tuple[int, Channel]] = {}
         self._due: list[tuple[float, int, TimerFired | Lost]] = []
+        self._order = itertools.count()
         self._poller = zmq.Poller()
         self._poller.register(parent, zmq.POLLIN)
         self._poller.register(user.socket, zmq.POLLIN)
@@ -109,12 +105,15 @@ class Hub:
                 current, channel = self._workers[role]
                 if current == incarnation and not channel.send(message):
                     log.warning("the %s takes no messages; counted as lost", role)
-                    heapq.heappush(self._due, (0.0, 0, Lost(role, incarnation)))
+                    self._schedule(0.0, Lost(role, incarnation))
             case StartTimer(request, timer, seconds):
-                fired = TimerFired(request, timer)
-                heapq.heappush(self._due, (time.monotonic() + seconds, timer, fired))
+                self._schedule(time.monotonic() + seconds, TimerFired(request, timer))
             case Tokens() | Finish():
                 self._user.send(command)
+
+    def _schedule(self, moment: float, event: TimerFired | Lost) -> None:
+        """Let an event happen at a moment; those of one moment in the order of their coming."""
+        heapq.heappush(self._due, (moment, next(self._order), event))
 
     def _attach(self, attach: Attach) -> None:
         """Open a fresh endpoint for a worker's new incarnation."""

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from specpipe.codec import decode, encode
-from specpipe.coordinator import Coordinator, Event, Send, StartTimer, TimerFired
+from specpipe.coordinator import Coordinator
+from specpipe.events import Event, Send, StartTimer, TimerFired
 from specpipe.messages import (
     Abort,
     Commit,

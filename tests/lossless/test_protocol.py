@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from specpipe import coordinator as coordinator_module
-from specpipe.coordinator import Coordinator, Event, Send, StartTimer, TimerFired
+from specpipe.coordinator import Coordinator
+from specpipe.events import Event, Send, StartTimer, TimerFired
 from specpipe.messages import (
     Block,
     Finish,

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -122,6 +123,39 @@ def test_a_ray_that_was_running_is_used_and_left_running(alone, nothing_left):
         assert ray.util.list_named_actors() == []
     finally:
         ray.shutdown()
+
+
+@pytest.fixture
+def started_ray(tmp_path):
+    """A Ray as `ray start` leaves it, at an address; with a token, as is Ray's default."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ray_start = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
+    process = subprocess.Popen(
+        [*ray_start, f"--port={port}", "--include-dashboard=false", "--num-cpus=2"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    noted = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    deadline = time.monotonic() + 60
+    while not (noted.is_file() and noted.read_text().endswith(f":{port}")):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    yield f"127.0.0.1:{port}"
+    process.terminate()
+    process.wait(30)
+
+
+def test_a_ray_at_an_address_is_used_and_left_running(alone, nothing_left, started_ray):
+    """Ray sends its token to `auto` alone, and turned us away at its own address."""
+    flags = ["--no-draft", "--max-tokens", "4", "--prompt", "Hello", "--address", started_ray]
+    models = ["--models-dir", alone.models_dir]
+    result = subprocess.run(
+        [*SPECPIPE, "run", *flags, *models], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    socket.create_connection(("127.0.0.1", int(started_ray.split(":")[1])), timeout=5).close()
 
 
 def test_the_last_of_two_pipelines_ends_the_ray_that_the_first_one_started(alone, nothing_left):

@@ -4,7 +4,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from specpipe.coordinator import Command, Coordinator, Event, Send, StartTimer, TimerFired
+from specpipe.coordinator import Coordinator
+from specpipe.events import Command, Event, Send, StartTimer, TimerFired
 from specpipe.messages import (
     Abort,
     Block,
@@ -346,3 +347,12 @@ def test_slot_is_given_on_only_after_closed() -> None:
     assert [extend.request for extend in desk.sent(Extend)] == [1]
     desk.tell(Closed("draft", 0, 1))
     assert [opened.request for opened in desk.sent(Open)] == [1]
+
+
+def test_a_prompt_that_fills_the_context_is_an_error_and_not_a_negative_block() -> None:
+    """The front end refuses it; whoever embeds the coordinator alone must not get a wrong block."""
+    machine = Coordinator(TakeAll())
+    machine.handle(Ready("target", 1, 1, 8, 5, "cpu", ()), 0.0)
+    commands = machine.handle(Submit(1, (1,) * 8, 4, sampling()), 0.0)
+    assert [type(command) for command in commands] == [Finish]
+    assert "no room" in commands[0].cause  # type: ignore[union-attr]
