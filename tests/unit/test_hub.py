@@ -1,0 +1,105 @@
+"""The hub's process: it outlives nobody, and nobody waits for it in vain."""
+
+import queue
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from specpipe.channel import Channel, socket_directory, worker_address
+from specpipe.hub_client import HubClient
+from specpipe.messages import (
+    Attach,
+    Close,
+    Extend,
+    Finish,
+    Message,
+    Ready,
+    Submit,
+    Tokens,
+    Verdict,
+)
+from tests.toys import sampling
+
+SETTINGS = {"policy": "take_all", "lookahead": 8, "prefill_chunk": 16, "wait_timeout_s": 1.0}
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with socket_directory() as directory:
+        yield directory
+
+
+def receive(channel: Channel) -> Message:
+    messages = channel.receive(10.0)
+    assert len(messages) == 1, messages
+    return messages[0]
+
+
+def test_a_request_goes_to_the_worker_and_its_tokens_come_back(folder: Path) -> None:
+    hub = HubClient(folder, (), SETTINGS)
+    reported: queue.SimpleQueue[Ready] = queue.SimpleQueue()
+    updates: queue.SimpleQueue[Tokens | Finish] = queue.SimpleQueue()
+    hub.start(reported.put)
+    hub.post(Attach("target", 1, worker_address(folder, "target", 1)))
+    target = Channel.connect(worker_address(folder, "target", 1))
+    ready = Ready("target", 1, 1, 64, 5, "cpu", (0,))
+    target.send(ready)
+    assert reported.get(timeout=10) == ready
+    hub.submit(Submit(1, (1, 2, 3), 2, sampling()), updates.put)
+    for number, token in enumerate((4, 2)):
+        extend = receive(target)
+        assert isinstance(extend, Extend)
+        assert extend.verify_from == 3 + number
+        target.send(Verdict(1, 1, extend.extend_id, 0, token, 0.0, 1.0, 0.0))
+        assert updates.get(timeout=10) == Tokens(1, 3 + number, (token,))
+    finish = updates.get(timeout=10)
+    assert isinstance(finish, Finish)
+    assert (finish.reason, finish.metrics.completion_tokens) == ("length", 2)
+    assert receive(target) == Close(1)
+    hub.close()
+    target.close()
+
+
+def test_requests_end_with_an_error_when_the_hub_dies_and_later_ones_at_once(folder: Path) -> None:
+    """Their readers would wait for ever."""
+    hub = HubClient(folder, (), SETTINGS)
+    updates: queue.SimpleQueue[Tokens | Finish] = queue.SimpleQueue()
+    hub.start(lambda ready: None)
+    hub.submit(Submit(1, (1, 2), 4, sampling()), updates.put)
+    (process,) = (p for p in psutil.Process().children() if "specpipe.hub" in p.cmdline())
+    process.kill()
+    finish = updates.get(timeout=10)
+    assert isinstance(finish, Finish)
+    assert (finish.request, finish.reason) == (1, "error")
+    hub.submit(Submit(2, (1, 2), 4, sampling()), updates.put)
+    assert updates.get(timeout=10).request == 2
+    hub.close()
+
+
+def test_the_hub_ends_with_its_parent_and_removes_the_sockets() -> None:
+    """After SIGKILL nobody else is left who could."""
+    program = (
+        "import sys, time; from specpipe.channel import socket_directory as folder\n"
+        "from specpipe.hub_client import HubClient\n"
+        "with folder() as directory:\n"
+        f"    hub = HubClient(directory, (), {SETTINGS!r}); hub.start(lambda ready: None)\n"
+        "    print(directory, flush=True); time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    directory = Path(parent.stdout.readline().strip())
+    deadline = time.monotonic() + 20
+    while not (directory / "hub").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (hub,) = psutil.Process(parent.pid).children()
+    parent.kill()
+    parent.communicate()
+    while hub.is_running() or directory.exists():
+        assert time.monotonic() < deadline, "the hub outlived its parent"
+        time.sleep(0.05)
