@@ -104,6 +104,8 @@ class Supervisor:
             for role, running in self._running.items():
                 if role not in self._ready and _is_done(running.done):
                     raise _launch_error(role, running.done)
+            if self._hub.ended:
+                raise WorkerError("the coordinator's process could not be started")
             if time.monotonic() > deadline:
                 raise self._too_late()
         self._watcher.start()

@@ -45,7 +45,7 @@ def run(prompt: str | None, raw: bool, as_json: bool, **options: Any) -> None:
     pair = ModelPair.find(config)
     tokens = pair.encode(_read_prompt() if prompt is None else prompt, raw=raw)
     with Pipeline.launch(config, pair) as pipeline:
-        for role, worker in pipeline.workers.items():
+        for role, worker in sorted(pipeline.workers.items()):
             click.echo(_describe(role, worker, getattr(config, role).model), err=True)
         with pipeline.stream(tokens) as stream:
             _write(stream)

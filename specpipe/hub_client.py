@@ -69,6 +69,12 @@ class HubClient:
         )
         self._thread.start()
 
+    @property
+    def ended(self) -> bool:
+        """Whether the process ended without being told to."""
+        with self._lock:
+            return self._ended
+
     def submit(self, request: Submit, sink: Sink) -> None:
         """Hand in a request; `sink` is called in our thread and must return at once."""
         with self._lock:

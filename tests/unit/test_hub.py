@@ -76,6 +76,7 @@ def test_requests_end_with_an_error_when_the_hub_dies_and_later_ones_at_once(fol
     finish = updates.get(timeout=10)
     assert isinstance(finish, Finish)
     assert (finish.request, finish.reason) == (1, "error")
+    assert hub.ended
     hub.submit(Submit(2, (1, 2), 4, sampling()), updates.put)
     assert updates.get(timeout=10).request == 2
     hub.close()
