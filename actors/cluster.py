@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from specpipe.config import RayConfig
-from specpipe.errors import UserError
+from specpipe.errors import UserError, WorkerError
 
 _OBJECT_STORE_BYTES = 80 * 2**20  # Ray's least: the pipeline puts nothing into it
 _CONNECT_TIMEOUT_S = 5.0
@@ -34,6 +34,7 @@ def ray_session(config: RayConfig) -> Iterator[bool]:
 
     Raises:
         UserError: when nothing answers at the address, or it is not host:port.
+        WorkerError: when Ray does not start.
     """
     global _sessions, _started  # noqa: PLW0603 (as Ray's own connection is the process's)
     with _lock:
@@ -75,9 +76,13 @@ def _connect(config: RayConfig) -> bool:
     except ConnectionError:
         raise UserError(
             f"Ray at {address} refused us: if it asks for a token, set RAY_AUTH_MODE=token and put "
-            "the token in ~/.ray/auth_token; otherwise look whether its version is ours, "
-            f"{ray.__version__}"
+            f"the token in ~/.ray/auth_token; is its version ours, {ray.__version__}? With "
+            "RAY_ADDRESS=local a Ray is started for this run alone"
         ) from None
+    except Exception as error:  # Ray raises whatever its parts do, with a page of advice
+        ray.shutdown()
+        cause = (str(error).strip() or repr(error)).splitlines()[0]
+        raise WorkerError(f"Ray could not be started: {cause}") from error
     except BaseException:  # Ctrl-C while Ray starts
         ray.shutdown()
         raise
