@@ -168,6 +168,17 @@ def test_the_last_of_two_pipelines_ends_the_ray_that_the_first_one_started(alone
     assert not ray.is_initialized()
 
 
+def test_a_ray_that_does_not_start_is_one_line(alone, nothing_left, monkeypatch):
+    """Ray's own words fill a page, and its exceptions are of all sorts."""
+
+    def fails(**_):
+        raise RuntimeError("The current node timed out during startup.\nThis could happen because")
+
+    monkeypatch.setattr(ray, "init", fails)
+    with pytest.raises(WorkerError, match=r"^Ray could not be started: .* startup\.$"):
+        Pipeline.launch(alone)
+
+
 def test_a_launch_that_fails_leaves_nothing_running(alone, nothing_left):
     """A dtype that a device lacks is found in the worker, when Ray and the hub already run."""
     with pytest.raises(UserError, match="bfloat16"):
@@ -218,14 +229,3 @@ def test_a_worker_that_dies_is_replaced_and_the_output_is_the_same(smollm2, runn
             time.sleep(0.1)
         (again,) = pipeline.generate(prompts(1), params)
         assert again.metrics.accepted > 0, "drafting resumes by itself"
-
-
-def test_a_ray_that_does_not_start_is_one_line(alone, nothing_left, monkeypatch):
-    """Ray's own words fill a page, and its exceptions are of all sorts."""
-
-    def fails(**_):
-        raise RuntimeError("The current node timed out during startup.\nThis could happen because")
-
-    monkeypatch.setattr(ray, "init", fails)
-    with pytest.raises(WorkerError, match=r"^Ray could not be started: .* startup\.$"):
-        Pipeline.launch(alone)
