@@ -5,6 +5,7 @@ import queue
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -16,9 +17,9 @@ from specpipe.config import Config
 from specpipe.devices import place
 from specpipe.errors import SpecpipeError
 from specpipe.hub_client import HubClient
-from specpipe.messages import Finish, Ready, Role, Submit, Tokens
+from specpipe.messages import Finish, Ready, Role, Submit, Tokens, Vocabulary
 from specpipe.pair import ModelPair, Prompt
-from specpipe.sampling import MAX_SEED, Sampling, SamplingParams
+from specpipe.sampling import MAX_SEED, Sampling, SamplingParams, TokenLogprobs
 from specpipe.tokenizer import Detokenizer
 
 
@@ -29,16 +30,14 @@ class Stream:
     context manager.
     """
 
-    def __init__(
-        self, hub: HubClient, detokenizer: Detokenizer, request: Submit, seed: int
-    ) -> None:
+    def __init__(self, hub: HubClient, detokenizer: Detokenizer, request: Submit) -> None:
         self._hub = hub
         self._detokenizer = detokenizer
-        self._request = request.request
-        self._seed = seed
+        self._request = request
         self._updates: queue.SimpleQueue[Tokens | Finish] = queue.SimpleQueue()
         self._pieces: list[str] = []
         self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
         self._completion: Completion | None = None
         hub.submit(request, self._updates.put)
 
@@ -52,28 +51,35 @@ class Stream:
 
     def abort(self) -> None:
         """Ask for the end; iteration then ends with finish reason `abort`."""
-        self._hub.abort(self._request)
+        self._hub.abort(self._request.request)
 
     def __iter__(self) -> Iterator[str]:
         while self._completion is None:
             update = self._updates.get()
             if isinstance(update, Tokens):
                 self._token_ids += update.tokens
+                self._logprobs += update.logprobs
                 piece = self._detokenizer.push(update.tokens)
             else:
                 piece = self._detokenizer.flush()
             self._pieces.append(piece)
             if isinstance(update, Finish):
-                self._completion = Completion(
-                    "".join(self._pieces),
-                    self._token_ids,
-                    update.reason,
-                    update.cause,
-                    self._seed,
-                    update.metrics,
-                )
+                self._completion = self._complete(update)
             if piece:
                 yield piece
+
+    def _complete(self, finish: Finish) -> Completion:
+        sampling = self._request.sampling
+        return Completion(
+            text="".join(self._pieces),
+            token_ids=self._token_ids,
+            finish_reason=finish.reason,
+            cause=finish.cause,
+            seed=sampling.seed,
+            sample=sampling.sample,
+            logprobs=None if sampling.logprobs is None else self._logprobs,
+            metrics=finish.metrics,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -145,6 +151,7 @@ class Pipeline:
             pair, placement, config, directory, self._hub, owns_ray=owns_ray
         )
         self._hub.start(supervisor.note_ready)
+        self._hub.post(Vocabulary(tuple(pair.tokenizer.token_bytes)))
         self._resources.callback(self._hub.close)
         self._resources.callback(supervisor.close)
         supervisor.launch()
@@ -176,7 +183,7 @@ class Pipeline:
         *,
         raw: bool = False,
     ) -> list[Completion]:
-        """Complete all prompts; the results are in their order.
+        """Complete all prompts; the results are in their order, `params.n` for each.
 
         Args:
             prompts: texts, conversations or token ids.
@@ -184,12 +191,19 @@ class Pipeline:
             raw: take texts as they are, without the chat template.
 
         Raises:
-            UserError: for a prompt that is empty or too long; nothing is generated then.
+            UserError: for a prompt that is empty or too long, or parameters that name unknown
+                tokens; nothing is generated then.
             SpecpipeError: when a request ended with an error.
         """
+        params = params or self.config.sampling
         encoded = [self.pair.encode(prompt, raw=raw) for prompt in prompts]
         with ExitStack() as streams:
-            running = [streams.enter_context(self.stream(tokens, params)) for tokens in encoded]
+            running = [
+                streams.enter_context(self.stream(tokens, seeded, sample=sample))
+                for tokens in encoded
+                for seeded in [with_seed(params)]
+                for sample in range(params.n)
+            ]
             completions = [stream.completion for stream in running]
         for completion in completions:
             if completion.finish_reason == "error":
@@ -197,17 +211,50 @@ class Pipeline:
         return completions
 
     def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, raw: bool = False
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        raw: bool = False,
+        sample: int = 0,
     ) -> Stream:
         """Begin to complete one prompt; iterate over the result for its text.
 
+        Args:
+            prompt: text, conversation or token ids.
+            params: the configuration's by default.
+            raw: take a text as it is, without the chat template.
+            sample: which of the answers that this seed has to give; 0 to params.n - 1.
+
         Raises:
-            UserError: for a prompt that is empty or too long.
+            UserError: for a prompt that is empty or too long, or parameters that name unknown
+                tokens.
         """
-        params = params or self.config.sampling
+        params = with_seed(params or self.config.sampling)
+        self.pair.check(params)
         tokens = self.pair.encode(prompt, raw=raw)
-        seed = secrets.randbelow(MAX_SEED) if params.seed is None else params.seed
-        stops = () if params.ignore_eos else self.pair.tokenizer.stop_token_ids
-        sampling = Sampling(float(params.temperature), seed, 0, tuple(stops))
-        request = Submit(next(self._requests), tuple(tokens), params.max_tokens, sampling)
-        return Stream(self._hub, Detokenizer(self.pair.tokenizer), request, seed)
+        sampling = self.sampling_of(params, len(tokens), sample)
+        stop = tuple(params.stop)
+        number = next(self._requests)
+        request = Submit(number, tuple(tokens), params.max_tokens, sampling, stop)
+        return Stream(self._hub, Detokenizer(self.pair.tokenizer, stop), request)
+
+    def sampling_of(self, params: SamplingParams, prompt_length: int, sample: int = 0) -> Sampling:
+        """What the workers are told of parameters that have a seed."""
+        assert params.seed is not None
+        ends = () if params.ignore_eos else self.pair.tokenizer.stop_token_ids
+        return Sampling.of(
+            params,
+            seed=params.seed,
+            sample=sample,
+            stop_token_ids=sorted({*ends, *params.stop_token_ids}),
+            prompt_length=prompt_length,
+            acceptance=self.config.pipeline.acceptance,
+        )
+
+
+def with_seed(params: SamplingParams) -> SamplingParams:
+    """The same parameters, with a random seed if they have none."""
+    if params.seed is not None:
+        return params
+    return replace(params, seed=secrets.randbelow(MAX_SEED))

@@ -10,6 +10,7 @@ import click
 
 from specpipe.cli.models import models
 from specpipe.cli.run import run
+from specpipe.cli.verify import verify
 from specpipe.errors import SpecpipeError, UserError
 from specpipe.version import __version__
 
@@ -23,6 +24,7 @@ def cli() -> None:
 
 
 cli.add_command(run)
+cli.add_command(verify)
 cli.add_command(models)
 
 

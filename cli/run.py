@@ -2,15 +2,13 @@
 
 import json
 import sys
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import click
 
-from specpipe.actors.pipeline import Pipeline, Stream
+from specpipe.actors.pipeline import Pipeline, Stream, with_seed
+from specpipe.cli.options import configure, pipeline_options, sampling_options
 from specpipe.completion import Completion
-from specpipe.config import NO_DRAFT, Config
 from specpipe.devices import format_cores
 from specpipe.errors import SpecpipeError, UserError
 from specpipe.messages import Ready, Role
@@ -20,77 +18,41 @@ from specpipe.pair import ModelPair
 @click.command()
 @click.option("--prompt", help="What to complete. [default: standard input]")
 @click.option("--raw", is_flag=True, help="Take the prompt as it is, without the chat template.")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file.")
-@click.option("--target", help="The model whose output is wanted.  [default: smollm2]")
-@click.option("--draft", help="The model that guesses, or `none`.  [default: smollm2-pruned]")
 @click.option("--no-draft", is_flag=True, help="Let the target work alone: the reference.")
-@click.option("--models-dir", help="Folder of the models.")
-@click.option("--target-gpu", type=int, help="GPU of the target.")
-@click.option("--draft-gpu", type=int, help="GPU of the draft; both may share one.")
-@click.option("--target-device", help="auto, cpu, cpu:0-3 or cuda:0.  [default: auto]")
-@click.option("--draft-device", help="The same for the draft.  [default: auto]")
-@click.option("--dtype", help="auto, float16, float32 or bfloat16, for both.  [default: auto]")
-@click.option("--max-tokens", type=int, help="Most tokens to write.  [default: 256]")
-@click.option("--temperature", type=float, help="0 is greedy.  [default: 0]")
-@click.option("--seed", type=int, help="The same seed gives the same text.  [default: random]")
-@click.option("--ignore-eos", is_flag=True, default=None, help="Write on past the end of text.")
-@click.option("--address", help="host:port of a running Ray, or auto.")
+@pipeline_options
+@sampling_options
+@click.option("--n", type=int, help="How many answers to write.  [default: 1]")
+@click.option("--logprobs", type=int, help="With --json: log-probabilities of so many tokens.")
 @click.option("--json", "as_json", is_flag=True, help="End standard output with a JSON line.")
 def run(prompt: str | None, raw: bool, as_json: bool, **options: Any) -> None:
     """Complete a prompt; text goes to standard output, figures to standard error.
 
     Example: specpipe run --prompt "Why is the sky blue?" --max-tokens 100
     """
-    config = _configure(options)
+    config = configure(options)
+    if config.sampling.logprobs is not None and not as_json:
+        raise UserError("--logprobs are shown in JSON only: add --json")
     pair = ModelPair.find(config)
+    pair.check(config.sampling)
     tokens = pair.encode(_read_prompt() if prompt is None else prompt, raw=raw)
+    params = with_seed(config.sampling)
+    answers = []
     with Pipeline.launch(config, pair) as pipeline:
         for role, worker in sorted(pipeline.workers.items()):
             click.echo(_describe(role, worker, getattr(config, role).model), err=True)
-        with pipeline.stream(tokens) as stream:
-            _write(stream)
-        completion = stream.completion
-    click.echo(_summary(completion), err=True)
+        for sample in range(params.n):
+            with pipeline.stream(tokens, params, sample=sample) as stream:
+                _write(stream)
+            answers.append(stream.completion)
+            click.echo(_summary(answers[-1]), err=True)
+            if answers[-1].finish_reason == "error":
+                break
     if as_json:
-        click.echo(json.dumps(completion.figures() | _devices(pipeline.workers)))
-    if completion.finish_reason == "error":
-        raise SpecpipeError(completion.cause)
-
-
-def _configure(options: Mapping[str, Any]) -> Config:
-    """The file's settings, if there is one, under those of the command line."""
-    file, no_draft, draft = options["config_file"], options["no_draft"], options["draft"]
-    config = Config.from_toml(file) if file else Config()
-    if no_draft and draft not in {None, NO_DRAFT}:
-        raise UserError(f"--no-draft and --draft {draft} exclude each other: leave one out")
-    return config.override(
-        models_dir=options["models_dir"],
-        target={
-            "model": options["target"],
-            "device": _device("target", options),
-            "dtype": options["dtype"],
-        },
-        draft={
-            "model": NO_DRAFT if no_draft else draft,
-            "device": _device("draft", options),
-            "dtype": options["dtype"],
-        },
-        sampling={
-            name: options[name] for name in ("max_tokens", "temperature", "seed", "ignore_eos")
-        },
-        ray={"address": options["address"]},
-    )
-
-
-def _device(role: Role, options: Mapping[str, Any]) -> str | None:
-    gpu, device = options[f"{role}_gpu"], options[f"{role}_device"]
-    if gpu is None:
-        return cast("str | None", device)
-    if device is not None:
-        raise UserError(f"--{role}-gpu and --{role}-device exclude each other: leave one out")
-    if gpu < 0:
-        raise UserError(f"--{role}-gpu is {gpu}: GPUs are numbered from 0")
-    return f"cuda:{gpu}"
+        figures = [answer.figures() for answer in answers]
+        record = figures[0] if params.n == 1 else {"samples": figures}
+        click.echo(json.dumps(record | _devices(pipeline.workers)))
+    if answers[-1].finish_reason == "error":
+        raise SpecpipeError(answers[-1].cause)
 
 
 def _read_prompt() -> str:

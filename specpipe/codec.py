@@ -38,11 +38,12 @@ from specpipe.messages import (
     Submit,
     Tokens,
     Verdict,
+    Vocabulary,
 )
 from specpipe.metrics import RequestMetrics, Spans
-from specpipe.sampling import Sampling
+from specpipe.sampling import GuessLaw, Sampling, TokenLogprobs
 
-VERSION = 1
+VERSION = 2
 MAX_MESSAGE_BYTES = 16 * 2**20
 MAX_ITEMS = 2**21
 MAX_INT = 2**63 - 1
@@ -70,8 +71,9 @@ _TYPES: tuple[type[Message], ...] = (
     Gone,
     Tokens,
     Finish,
+    Vocabulary,
 )
-_RECORDS = (Sampling, Spans, RequestMetrics)  # parts of messages
+_RECORDS = (Sampling, GuessLaw, TokenLogprobs, Spans, RequestMetrics)  # parts of messages
 _TAGS = {cls: tag for tag, cls in enumerate(_TYPES)}
 
 _Reader = Callable[[Any], Any]
@@ -104,7 +106,18 @@ def _read_text(value: Any) -> str:
     return value
 
 
-_PLAIN: dict[Any, _Reader] = {int: _read_int, float: _read_float, str: _read_text}
+def _read_bytes(value: Any) -> bytes:
+    if type(value) is not bytes or len(value) > MAX_TEXT:
+        raise ProtocolError(f"expected at most {MAX_TEXT} bytes, got {_shown(value)}")
+    return value
+
+
+_PLAIN: dict[Any, _Reader] = {
+    int: _read_int,
+    float: _read_float,
+    str: _read_text,
+    bytes: _read_bytes,
+}
 
 
 def _reader(annotation: Any) -> _Reader:
@@ -164,6 +177,20 @@ def _check_block(block: Block) -> None:
     count = len(block.tokens)
     if count != len(block.confidences) or not count <= len(block.begun) == len(block.ended):
         raise ProtocolError("a block whose tokens, confidences and times don't match in number")
+    if len(block.laws) not in {0, count}:
+        raise ProtocolError(f"a block of {count} tokens with {len(block.laws)} laws")
+
+
+def _check_law(law: GuessLaw) -> None:
+    if len(law.ids) != len(law.chances) or len(set(law.ids)) != len(law.ids):
+        raise ProtocolError("a law whose tokens and chances don't match, or that names one twice")
+    if not all(chance > 0 for chance in law.chances) or abs(sum(law.chances) - 1) > 1e-6:
+        raise ProtocolError(f"a law of {len(law.ids)} tokens whose chances don't sum to 1")
+
+
+def _check_verdict(verdict: Verdict) -> None:
+    if len(verdict.logprobs) not in {0, verdict.accepted + 1}:
+        raise ProtocolError("a verdict whose log-probabilities don't match its tokens in number")
 
 
 def _check_spans(spans: Spans) -> None:
@@ -171,7 +198,12 @@ def _check_spans(spans: Spans) -> None:
         raise ProtocolError("stretches of time that don't begin and end in equal number")
 
 
-_CHECKS: dict[type[Any], Callable[[Any], None]] = {Block: _check_block, Spans: _check_spans}
+_CHECKS: dict[type[Any], Callable[[Any], None]] = {
+    Block: _check_block,
+    GuessLaw: _check_law,
+    Verdict: _check_verdict,
+    Spans: _check_spans,
+}
 _READERS = tuple(_record_reader(cls) for cls in _TYPES)
 _FIELDS = {cls: tuple(f.name for f in fields(cls)) for cls in (*_TYPES, *_RECORDS)}
 

@@ -1,10 +1,11 @@
 """What a request came to: its text, and what it cost."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
 from specpipe.metrics import RequestMetrics
+from specpipe.sampling import TokenLogprobs
 from specpipe.stopping import FinishReason
 
 
@@ -13,12 +14,14 @@ class Completion:
     """A finished request.
 
     Attributes:
-        text: what was written, special tokens left out.
+        text: what was written, special tokens left out, up to a stop text.
         token_ids: all committed tokens after the prompt, an end token included.
         finish_reason: `stop` at an end token, `length` at max_tokens or the end of the context,
             `abort`, or `error`.
         cause: one line, empty unless the reason is `error`.
         seed: that the tokens were drawn with; the same one gives the same output again.
+        sample: which of the request's answers this is, from 0.
+        logprobs: for each token, if they were asked for.
         metrics: counts and times.
     """
 
@@ -27,6 +30,8 @@ class Completion:
     finish_reason: FinishReason
     cause: str
     seed: int
+    sample: int
+    logprobs: list[TokenLogprobs] | None
     metrics: RequestMetrics
 
     def figures(self) -> dict[str, Any]:
@@ -40,6 +45,8 @@ class Completion:
             "completion_tokens": metrics.completion_tokens,
             "finish_reason": self.finish_reason,
             "seed": self.seed,
+            "sample": self.sample,
+            "logprobs": None if self.logprobs is None else [asdict(each) for each in self.logprobs],
             "seconds": metrics.seconds,
             "tokens_per_second": metrics.tokens_per_second,
             "time_to_first_token_s": metrics.time_to_first_token,

@@ -6,19 +6,21 @@ values make sense by themselves, not which models, devices or clusters there are
 
 import difflib
 import math
+import re
 import reprlib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType
-from typing import Any, Self, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from specpipe.devices import parse_device
 from specpipe.errors import UserError
 from specpipe.policy import make_policy
-from specpipe.sampling import SamplingParams
+from specpipe.sampling import Acceptance, SamplingParams
 
+ACCEPTANCES = get_args(Acceptance)
 DTYPES = ("auto", "float16", "float32", "bfloat16")
 NO_DRAFT = "none"
 """What `draft.model` is set to when the target shall work alone."""
@@ -71,6 +73,7 @@ class PipelineConfig:
 
     Attributes:
         policy: the dispatch rule, by its name in specpipe.policy.
+        acceptance: the rule by which guesses are judged, one of ACCEPTANCES.
         lookahead: most tokens that the draft may be ahead of the committed ones.
         prefill_chunk: most prompt tokens that one forward pass takes.
         max_num_seqs: most sequences in work at once.
@@ -82,6 +85,7 @@ class PipelineConfig:
     """
 
     policy: str = "take_all"
+    acceptance: Acceptance = "coupled"
     lookahead: int = 64
     prefill_chunk: int = 256
     max_num_seqs: int = 1
@@ -90,6 +94,10 @@ class PipelineConfig:
 
     def __post_init__(self) -> None:
         make_policy(self.policy)
+        if self.acceptance not in ACCEPTANCES:
+            raise UserError(
+                f"acceptance is {self.acceptance!r}: choose one of {', '.join(ACCEPTANCES)}"
+            )
         for name in ("lookahead", "prefill_chunk", "max_num_seqs"):
             _require_at_least(name, getattr(self, name), 1)
         if self.context_length is not None:
@@ -239,7 +247,16 @@ def _replaced(base: _Table, table: str, given: Mapping[str, Any], where: str) ->
 
 def _checked(value: Any, wanted: Any, name: str, where: str) -> Any:
     """The value, if it has the type that the field's annotation names (None aside)."""
-    kind = next(kind for kind in get_args(wanted) or (wanted,) if kind is not NoneType)
+    origin, arguments = get_origin(wanted), get_args(wanted)
+    if origin is Mapping:
+        return _checked_map(value, arguments[1], name, where)
+    if origin is Sequence:
+        # A single stop text needs no brackets.
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_checked(item, arguments[0], f"an entry of {name}", where) for item in items)
+    if origin is Literal:
+        arguments = (str,)
+    kind = next(kind for kind in arguments or (wanted,) if kind is not NoneType)
     if isinstance(value, int) and not -_TOO_LARGE < value < _TOO_LARGE:
         raise UserError(f"{name} has a number of more than 64 bits{where}: choose a smaller one")
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -248,6 +265,18 @@ def _checked(value: Any, wanted: Any, name: str, where: str) -> Any:
     if isinstance(value, kind) and (is_number or kind is not int):
         return value
     raise UserError(f"{name} is {reprlib.repr(value)}{where}: it must be {_TYPE_NAMES[kind]}")
+
+
+def _checked_map(value: Any, kind: Any, name: str, where: str) -> dict[int, Any]:
+    """A table from token ids, which TOML and JSON can only write as texts."""
+    if not isinstance(value, Mapping):
+        raise UserError(f"{name} is {reprlib.repr(value)}{where}: it is a table, token id = number")
+    checked = {}
+    for key, item in value.items():
+        if not re.fullmatch("[0-9]{1,10}", str(key)):
+            raise UserError(f"{name} names {key!r:.40}{where}: give token ids, such as 123 = -5")
+        checked[int(key)] = _checked(item, kind, f"{name} of token {key}", where)
+    return checked
 
 
 def _unknown(name: str, value: Any, where: str, table: str | None = None) -> UserError:

@@ -30,11 +30,13 @@ from specpipe.messages import (
     Tokens,
     ToTarget,
     Verdict,
+    Vocabulary,
 )
 from specpipe.metrics import RequestMetrics
 from specpipe.policy import Policy, Situation
+from specpipe.sampling import TokenLogprobs
 from specpipe.sequence import BlockFate, DraftState, SequenceState
-from specpipe.stopping import FinishReason, cut_at_stop
+from specpipe.stopping import FinishReason, StopRule
 
 
 @dataclass(slots=True)
@@ -77,10 +79,12 @@ class Coordinator:
         self._lookahead = lookahead
         self._prefill_chunk = prefill_chunk
         self._wait_timeout_s = wait_timeout_s
+        self._token_bytes: Sequence[bytes] = ()
         self._last_id = 0
         self._now = 0.0
         self._commands: list[Command] = []
         self._handlers: dict[type, Callable[[Any], None]] = {
+            Vocabulary: self._on_vocabulary,
             Submit: self._on_submit,
             Abort: self._on_abort,
             Lost: self._on_lost,
@@ -111,10 +115,14 @@ class Coordinator:
 
     # -- the user
 
+    def _on_vocabulary(self, event: Vocabulary) -> None:
+        self._token_bytes = event.token_bytes
+
     def _on_submit(self, event: Submit) -> None:
         sequence = SequenceState(
             event.request,
             event.sampling,
+            StopRule(event.sampling.stop_token_ids, event.stop, self._token_bytes),
             len(event.tokens),
             event.max_tokens,
             list(event.tokens),
@@ -238,18 +246,24 @@ class Coordinator:
         if sequence.handover:
             metrics.handovers.append(event.idle)
         decided = [*(d.token for d in block[: event.accepted]), event.token]
-        tokens, reason = cut_at_stop(
-            decided, self._left(sequence), sequence.sampling.stop_token_ids
-        )
-        metrics.note_accepted([d.begun for d in block[: event.accepted][: len(tokens)]])
+        tokens, reason = sequence.stop.cut(decided, self._left(sequence))
+        judged = block[: len(tokens)] if reason else block  # nothing counts after the end
+        metrics.sent -= len(block) - len(judged)
+        metrics.blocks.append([d.token for d in judged])
+        metrics.note_accepted([d.begun for d in judged[: event.accepted]])
         metrics.verifying.add(event.begun, event.ended)
         sequence.target_length = len(sequence.committed) + event.accepted
-        self._commit(sequence, tokens)
+        self._commit(sequence, tokens, event.logprobs[: len(tokens)])
         sequence.handover = bool(sequence.waiting)
         if reason:
             self._finish(sequence, reason)
 
-    def _commit(self, sequence: SequenceState, tokens: Sequence[int]) -> None:
+    def _commit(
+        self,
+        sequence: SequenceState,
+        tokens: Sequence[int],
+        logprobs: tuple[TokenLogprobs, ...],
+    ) -> None:
         """Make tokens final: commits and rollbacks alike."""
         start = len(sequence.committed)
         metrics = sequence.metrics
@@ -259,7 +273,7 @@ class Coordinator:
         commit = sequence.commit(tokens, self._limit(sequence, len(tokens)))
         if sequence.draft in {DraftState.OPENING, DraftState.OPEN}:
             self._send("draft", commit)
-        self._commands.append(Tokens(sequence.request, start, tuple(tokens)))
+        self._commands.append(Tokens(sequence.request, start, tuple(tokens), logprobs))
 
     # -- what follows from the state
 

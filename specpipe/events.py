@@ -13,6 +13,7 @@ from specpipe.messages import (
     ToDraft,
     Tokens,
     ToTarget,
+    Vocabulary,
 )
 
 
@@ -24,7 +25,7 @@ class TimerFired:
     timer: int
 
 
-Event = Submit | Abort | Lost | Gone | TimerFired | FromWorker
+Event = Vocabulary | Submit | Abort | Lost | Gone | TimerFired | FromWorker
 
 
 @dataclass(frozen=True, slots=True)

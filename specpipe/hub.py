@@ -34,6 +34,7 @@ from specpipe.messages import (
     Shutdown,
     Submit,
     Tokens,
+    Vocabulary,
 )
 from specpipe.policy import make_policy
 
@@ -88,7 +89,7 @@ class Hub:
                         return False
                     case Attach():
                         self._attach(message)
-                    case Submit() | Abort() | Lost() | Gone():
+                    case Vocabulary() | Submit() | Abort() | Lost() | Gone():
                         self._take(message)
         return self._parent not in ready
 

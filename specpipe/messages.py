@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from specpipe.metrics import RequestMetrics
-from specpipe.sampling import Sampling
+from specpipe.sampling import GuessLaw, Sampling, TokenLogprobs
 from specpipe.stopping import FinishReason
 
 MAX_TEXT = 4096
@@ -58,6 +58,7 @@ class Extend:
 
     Answered by a Verdict iff start + len(tokens) >= verify_from, otherwise by Progress. Prefill,
     plain decoding, verification and the rebuilding of a lost cache are all this one command.
+    `laws`: what each of the judged tokens was drawn from, where the acceptance rule asks for it.
     """
 
     request: int
@@ -66,6 +67,7 @@ class Extend:
     tokens: tuple[int, ...]
     verify_from: int
     sampling: Sampling
+    laws: tuple[GuessLaw, ...] = ()
 
 
 # -- to a worker, or to the hub
@@ -136,8 +138,9 @@ class Opened:
 class Block:
     """Drafted tokens at the positions from `start` on, made after seeing `serial`.
 
-    `confidences` are the draft's chances for its own tokens. `begun` and `ended` say when the draft
-    computed since its last block; the last len(tokens) stretches made these tokens.
+    `confidences` are what a dispatch rule may know of the tokens (see Guess), `laws` what they were
+    drawn from, or empty where the acceptance rule doesn't ask. `begun` and `ended` say when the
+    draft computed since its last block; the last len(tokens) stretches made these tokens.
     """
 
     request: int
@@ -148,6 +151,7 @@ class Block:
     confidences: tuple[float, ...]
     begun: tuple[float, ...]
     ended: tuple[float, ...]
+    laws: tuple[GuessLaw, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +180,8 @@ class Verdict:
     """`accepted` of the judged tokens stand, and `token` follows them.
 
     `begun` and `ended`: when the forward pass and the judging ran. `idle`: seconds from the leaving
-    of the target's last answer to the arrival of this Extend.
+    of the target's last answer to the arrival of this Extend. `logprobs`: of all these tokens, if
+    the request asked for them.
     """
 
     request: int
@@ -187,6 +192,7 @@ class Verdict:
     begun: float
     ended: float
     idle: float
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,12 +210,16 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """A new request: continue `tokens`, fewer than the target's context, by up to `max_tokens`."""
+    """A new request: continue `tokens`, fewer than the target's context, by up to `max_tokens`.
+
+    It also ends where one of the texts `stop` appears in the answer.
+    """
 
     request: int
     tokens: tuple[int, ...]
     max_tokens: int
     sampling: Sampling
+    stop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +227,13 @@ class Abort:
     """The user wants no more of a request."""
 
     request: int
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What each token adds to a text, by id: UTF-8, perhaps a part of a character."""
+
+    token_bytes: tuple[bytes, ...]
 
 
 # -- supervisor to hub
@@ -257,6 +274,7 @@ class Tokens:
     request: int
     start: int
     tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +290,6 @@ class Finish:
 ToDraft = Open | Commit | Close | Shutdown
 ToTarget = Extend | Close | Shutdown
 FromWorker = Ready | Closed | Failed | Opened | Block | Exhausted | Resync | Verdict | Progress
-ToHub = Submit | Abort | Attach | Lost | Gone | Shutdown
+ToHub = Vocabulary | Submit | Abort | Attach | Lost | Gone | Shutdown
 FromHub = Tokens | Finish | Ready
 Message = ToDraft | ToTarget | FromWorker | ToHub | FromHub

@@ -57,6 +57,7 @@ class RequestMetrics:
         target_forwards: forward passes that gave a verdict, empty blocks included.
         drafted: tokens that arrived from the draft and continued the chain.
         sent: drafted tokens that went into blocks.
+        blocks: the tokens of each judged block, as far as they are counted, in order.
         accepted: of those, the ones that stand in the output.
         useful: of those, the ones whose draft step began while a verification ran: ordinary
             speculative decoding would have waited for the verdict first.
@@ -82,6 +83,7 @@ class RequestMetrics:
     stale_blocks: int = 0
     protocol_errors: int = 0
     timeouts: int = 0
+    blocks: list[list[int]] = field(default_factory=list)
     handovers: list[float] = field(default_factory=list)
     verifying: Spans = field(default_factory=Spans)
     drafting: Spans = field(default_factory=Spans)

@@ -12,6 +12,7 @@ from specpipe.errors import UserError
 from specpipe.models.gguf_file import GGUFFile
 from specpipe.models.shape import read_config
 from specpipe.models.store import ModelFiles, models_dir, resolve
+from specpipe.sampling import SamplingParams
 from specpipe.tokenizer import Tokenizer, check_pair
 
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
@@ -79,6 +80,21 @@ class ModelPair:
                 f"{self.context_length}: shorten the prompt"
             )
         return tokens
+
+    def check(self, params: SamplingParams) -> None:
+        """Refuse parameters that name tokens which the target doesn't have.
+
+        Raises:
+            UserError: naming the first one.
+        """
+        known = self.tokenizer.vocab_size
+        for name in ("logit_bias", "stop_token_ids"):
+            for token in sorted(getattr(params, name)):
+                if token >= known:
+                    raise UserError(
+                        f"{name} names the token id {token}: {self.target.name} knows 0 to "
+                        f"{known - 1}"
+                    )
 
     def _tokens(self, prompt: Prompt, raw: bool) -> list[int]:
         if isinstance(prompt, str):

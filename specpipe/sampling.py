@@ -1,155 +1,230 @@
-"""From logits to a token, with noise that draft and target share.
+"""What a user may ask of a completion, and what of it the workers have to know.
 
-The token at absolute position t is `argmax_i log p_i - log E_i`, where the E_i are unit
-exponentials that depend on (seed, sample, t, i) alone: the exponential form of the Gumbel-max
-trick. Whoever computes the same p therefore draws the same token, whatever was drafted, batched or
-restarted on the way there. Temperature 0 is the same rule without noise.
-
-This module does not know which model the logits came from, nor what becomes of the token.
+Values are checked here, each with one line that names it. How logits become tokens stands in
+filters.py, noise.py and sampler.py.
 """
 
 import math
-from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from specpipe.errors import SpecpipeError, UserError
+from specpipe.errors import UserError
 
 MAX_SEED = 2**63 - 1
+MAX_SAMPLES = 1024
+MAX_LOGPROBS = 20
+MAX_STOPS = 64
+MAX_STOP_LENGTH = 1024
+
+Acceptance = Literal["coupled", "rejection"]
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """What a user may ask of a completion.
 
+    Biases and penalties change the logits, in the order in which they stand here; then, at a
+    temperature above 0, the filters do, in the order of transformers: temperature, top_k, top_p,
+    min_p (see filters.py).
+
     Attributes:
         max_tokens: most tokens to write, at least 1.
+        logit_bias: token id -> what is added to its logit, -100 to 100.
+        repetition_penalty: above 1, tokens of the prompt and the answer become less likely.
+        frequency_penalty: taken off a logit for each time that the token stands in the answer.
+        presence_penalty: taken off a logit once if the token stands in the answer.
         temperature: 0 is greedy; otherwise logits are divided by it.
+        top_k: keep the k likeliest tokens; 0 keeps all.
+        top_p: keep the likeliest tokens that together have this chance.
+        min_p: keep tokens at least this times as likely as the likeliest.
         seed: 0 to 2**63 - 1; None lets the pipeline choose one and report it.
-        ignore_eos: go on after an end-of-text token, as benchmarks do.
+        n: how many answers to write, each with noise of its own.
+        stop: texts that end the answer when they appear in it; they are not part of it.
+        stop_token_ids: tokens that end the answer, besides the model's own end tokens.
+        ignore_eos: go on after the model's own end tokens, as benchmarks do.
+        logprobs: how many of the likeliest tokens to report at each position, with the written one,
+            by their log-probabilities under the model itself: before biases, penalties, temperature
+            and filters. None reports nothing.
 
     Raises:
-        UserError: for a value out of range.
+        UserError: for a value out of range, or two that exclude each other.
     """
 
     max_tokens: int = 256
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
     temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
     seed: int | None = None
+    n: int = 1
+    stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise UserError(f"max_tokens is {self.max_tokens}: ask for at least 1 token")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        object.__setattr__(self, "logit_bias", dict(self.logit_bias))
+        self._check_law()
+        self._check_stops()
+        _require("max_tokens", self.max_tokens, 1, None, "ask for at least 1 token")
+        _require("n", self.n, 1, MAX_SAMPLES, f"ask for 1 to {MAX_SAMPLES} answers")
+        if self.n > 1 and self.temperature == 0:
             raise UserError(
-                f"temperature is {self.temperature}: it must be 0 (greedy) or a positive number"
+                f"n is {self.n} at temperature 0: all answers would be the same; set a temperature"
             )
-        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
-            raise UserError(f"seed is {self.seed}: it must lie between 0 and {MAX_SEED}")
+        if self.seed is not None:
+            _require("seed", self.seed, 0, MAX_SEED, f"it must lie between 0 and {MAX_SEED}")
+        if self.logprobs is not None:
+            hint = f"ask for 0 to {MAX_LOGPROBS} alternatives"
+            _require("logprobs", self.logprobs, 0, MAX_LOGPROBS, hint)
+
+    def _check_law(self) -> None:
+        hint = "it must be 0 (greedy) or a positive number"
+        _require("temperature", self.temperature, 0, None, hint)
+        _require("top_k", self.top_k, 0, None, "keep at least 1 token, or 0 for all")
+        hint = "it must be above 0 and at most 1"
+        _require("top_p", self.top_p, math.ulp(0.0), 1, hint)
+        _require("min_p", self.min_p, 0, 1, "it must lie between 0 and 1")
+        hint = "it must be a positive number, at most 100; 1 is none"
+        _require("repetition_penalty", self.repetition_penalty, 0.01, 100, hint)
+        for name in ("frequency_penalty", "presence_penalty"):
+            _require(name, getattr(self, name), -2, 2, "it must lie between -2 and 2")
+        for token, bias in self.logit_bias.items():
+            _require("a token id in logit_bias", token, 0, 2**31, "ids are counted from 0")
+            _require(f"logit_bias of token {token}", bias, -100, 100, "give -100 to 100")
+
+    def _check_stops(self) -> None:
+        if len(self.stop) > MAX_STOPS or len(self.stop_token_ids) > MAX_STOPS:
+            raise UserError(f"there are more than {MAX_STOPS} stops of one kind: leave some out")
+        for text in self.stop:
+            if not text:
+                raise UserError("a stop text is '': it would end every answer; leave it out")
+            if len(text) > MAX_STOP_LENGTH:
+                raise UserError(
+                    f"a stop text has {len(text)} characters: at most {MAX_STOP_LENGTH} are allowed"
+                )
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise UserError(
+                    f"the stop text {text!r:.60} is not valid Unicode: give it as UTF-8"
+                )
+        for token in self.stop_token_ids:
+            _require("a stop token id", token, 0, 2**31, "ids are counted from 0")
+
+
+def _require(name: str, value: float, least: float, most: float | None, remedy: str) -> None:
+    inside = math.isfinite(value) and least <= value and (most is None or value <= most)
+    if not inside:
+        raise UserError(f"{name} is {value}: {remedy}")
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """What a worker has to know to draw a request's tokens; part of the messages.
+    """What a worker has to know to draw one answer's tokens; part of the messages.
 
-    `stop_token_ids` end the sequence when drawn; a draft need not guess past one.
+    Attributes:
+        temperature, top_k, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty,
+            seed: as in SamplingParams.
+        sample: which of the request's answers this is, from 0.
+        stop_token_ids: end the sequence when drawn; a draft need not guess past one.
+        acceptance: the rule by which guesses are judged.
+        bias_ids, bias_values: logit_bias, ids rising.
+        prompt_length: where the answer begins, in tokens.
+        logprobs: as in SamplingParams.
     """
 
     temperature: float
     seed: int
-    sample: int
-    stop_token_ids: tuple[int, ...]
+    sample: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    acceptance: Acceptance = "coupled"
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    bias_ids: tuple[int, ...] = ()
+    bias_values: tuple[float, ...] = ()
+    prompt_length: int = 0
+    logprobs: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        params: SamplingParams,
+        *,
+        seed: int,
+        sample: int,
+        stop_token_ids: Sequence[int],
+        prompt_length: int,
+        acceptance: Acceptance,
+    ) -> "Sampling":
+        """The part of a user's parameters that workers need, with what the pipeline adds."""
+        biases = sorted(params.logit_bias.items())
+        return cls(
+            temperature=float(params.temperature),
+            seed=seed,
+            sample=sample,
+            stop_token_ids=tuple(stop_token_ids),
+            acceptance=acceptance,
+            top_k=params.top_k,
+            top_p=float(params.top_p),
+            min_p=float(params.min_p),
+            repetition_penalty=float(params.repetition_penalty),
+            frequency_penalty=float(params.frequency_penalty),
+            presence_penalty=float(params.presence_penalty),
+            bias_ids=tuple(token for token, _ in biases),
+            bias_values=tuple(float(bias) for _, bias in biases),
+            prompt_length=prompt_length,
+            logprobs=params.logprobs,
+        )
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken, without noise."""
+        return self.temperature == 0
+
+    @property
+    def rejects(self) -> bool:
+        """Whether guesses are judged by the rejection rule; greedily both rules are one."""
+        return self.acceptance == "rejection" and not self.greedy
+
+    @property
+    def filters(self) -> bool:
+        """Whether some tokens may be ruled out."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+    @property
+    def penalises(self) -> bool:
+        """Whether a token's logit depends on where it stood before."""
+        return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1, 0, 0)
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether logits are changed before the temperature."""
+        return self.penalises or bool(self.bias_ids)
 
 
-def noise_words(seed: int, sample: int, position: int, count: int) -> NDArray[np.uint64]:
-    """Random words of the tokens 0 to count - 1 at an absolute position: uint64[count].
+@dataclass(frozen=True, slots=True)
+class GuessLaw:
+    """The sparse law that a guess was drawn from, exactly: ids with chances that sum to 1."""
 
-    Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) under the
-    key (seed, sample) and the counter (token // 4 + 1, position), since numpy counts before it
-    draws: word i belongs to token i, so rows of any length agree on their common part, and rows can
-    be made in any order.
-    """
-    generator = np.random.Philox(
-        key=np.array([seed, sample], dtype=np.uint64),
-        counter=np.array([0, position, 0, 0], dtype=np.uint64),
-    )
-    words: NDArray[np.uint64] = generator.random_raw(count)
-    return words
+    ids: tuple[int, ...]
+    chances: tuple[float, ...]
 
 
-def uniforms(words: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Words as numbers strictly between 0 and 1: the upper 52 bits, at the middle of their cell.
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """A written token's log-probability, and the likeliest tokens with theirs, likeliest first."""
 
-    With a bit more the last cell's middle would round to 1. Conversion goes through int64, which
-    CPUs do in vector registers, unlike uint64.
-    """
-    return ((words >> np.uint64(12)).astype(np.int64).astype(np.float64) + 0.5) * 2.0**-52
-
-
-class Sampler:
-    """Draws the tokens of one request; equal samplers draw equal tokens from equal logits."""
-
-    _KEPT_ROWS = 8
-
-    def __init__(self, sampling: Sampling) -> None:
-        self.sampling = sampling
-        self._rows: OrderedDict[int, NDArray[np.float64]] = OrderedDict()
-
-    def choose(self, logits: NDArray[np.float32], position: int) -> int:
-        """The token at an absolute position.
-
-        Args:
-            logits: float32[vocabulary], for this position.
-            position: index in the sequence, the prompt included, of the token to be drawn.
-
-        Raises:
-            SpecpipeError: when the logits are not finite at their maximum.
-        """
-        best = int(logits.argmax())  # the first of equals: ties go to the lowest id
-        if not math.isfinite(logits[best]):
-            raise SpecpipeError(
-                f"the model's logits for position {position} are not numbers: its weights or its "
-                "dtype are unfit (try --dtype float32)"
-            )
-        if self.sampling.temperature == 0:
-            return best
-        return self._race(logits, position)
-
-    def confidence(self, logits: NDArray[np.float32], token: int) -> float:
-        """Probability that `token` has under the logits (at temperature 1 when greedy)."""
-        temperature = min(max(self.sampling.temperature or 1.0, 1e-30), 1e30)  # float32's range
-        with np.errstate(over="ignore"):
-            weights = np.exp((logits - logits.max()) / np.float32(temperature))
-        return float(weights[token] / weights.sum(dtype=np.float64))
-
-    def _race(self, logits: NDArray[np.float32], position: int) -> int:
-        """argmin E_i / p_i, with the logarithm in E_i taken only where it can matter.
-
-        E = -log(1 - u) is at least u, so u_i / p_i bounds a token's key from below. One exact key,
-        that of the smallest bound, rules out all tokens but a handful.
-        """
-        scores = logits.astype(np.float64)
-        scores -= scores.max()
-        u = self._uniforms(position, len(logits))
-        with np.errstate(divide="ignore", over="ignore"):
-            scores /= self.sampling.temperature
-            weights = np.exp(scores)
-            bounds = u / weights
-        first = int(bounds.argmin())
-        key = -math.log1p(-u[first]) / weights[first]
-        # The margin covers the rounding of the division and of the logarithm.
-        near = np.flatnonzero(bounds <= key * (1 + 1e-9))
-        exact = scores[near] - np.log(-np.log1p(-u[near]))
-        return int(near[exact.argmax()])
-
-    def _uniforms(self, position: int, count: int) -> NDArray[np.float64]:
-        """The row of a position, kept for a while: after a rollback it is needed once more."""
-        row = self._rows.get(position)
-        if row is None or len(row) < count:
-            words = noise_words(self.sampling.seed, self.sampling.sample, position, count)
-            row = self._rows[position] = uniforms(words)
-            if len(self._rows) > self._KEPT_ROWS:
-                self._rows.popitem(last=False)
-        return row[:count]
+    logprob: float
+    top_ids: tuple[int, ...]
+    top_logprobs: tuple[float, ...]

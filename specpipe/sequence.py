@@ -11,15 +11,17 @@ from typing import NamedTuple
 
 from specpipe.messages import Block, Commit, Extend, Open
 from specpipe.metrics import RequestMetrics
-from specpipe.sampling import Sampling
+from specpipe.sampling import GuessLaw, Sampling
+from specpipe.stopping import StopRule
 
 
 class Drafted(NamedTuple):
-    """A guess: the token, the draft's own chance for it, and when its draft step began."""
+    """A guess: the token, the draft's confidence, when its step began, its law if the rule asks."""
 
     token: int
     confidence: float
     begun: float
+    law: GuessLaw | None = None
 
 
 class DraftState(Enum):
@@ -44,6 +46,7 @@ class SequenceState:
     """The state of one request between submission and finish.
 
     Attributes:
+        stop: says where the answer ends.
         committed: the prompt and all final tokens.
         in_flight: the block that the target is judging.
         waiting: drafted tokens not yet sent to the target.
@@ -60,6 +63,7 @@ class SequenceState:
 
     request: int
     sampling: Sampling
+    stop: StopRule
     prompt_length: int
     max_tokens: int
     committed: list[int]
@@ -115,8 +119,9 @@ class SequenceState:
                 if token != self._pending(position).token:
                     return BlockFate.ERROR
             else:
+                law = block.laws[i] if block.laws else None
                 begun = block.begun[earlier + i]
-                self.waiting.append(Drafted(token, block.confidences[i], begun))
+                self.waiting.append(Drafted(token, block.confidences[i], begun, law))
                 self.metrics.drafted += 1
         return BlockFate.TAKEN
 
@@ -180,6 +185,7 @@ class SequenceState:
             tuple(tokens),
             len(self.committed),
             self.sampling,
+            tuple(d.law for d in self.in_flight if d.law),
         )
         return self.extend
 

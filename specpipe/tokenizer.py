@@ -15,6 +15,7 @@ from tokenizers import models, pre_tokenizers
 
 from specpipe.chat_template import render
 from specpipe.errors import UserError
+from specpipe.stopping import StopTexts
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5  # llama.cpp's token types
 
@@ -161,19 +162,23 @@ class Tokenizer:
 
 
 class Detokenizer:
-    """Turns tokens into text as they come, never showing half a character."""
+    """Turns tokens into text as they come, up to the first of some stop texts.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    It never shows half a character, nor anything that a stop text might begin with.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
+        self._stop = StopTexts(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, ids: Iterable[int]) -> str:
-        """Return the text that has become certain; a character still incomplete is held back."""
-        return self._decoder.decode(self._tokenizer.bytes_of(ids))
+        """Return the text that has become certain."""
+        return self._decoder.decode(self._stop.push(self._tokenizer.bytes_of(ids)))
 
     def flush(self) -> str:
-        """Return what was held back, as U+FFFD, and be ready for another text."""
-        return self._decoder.decode(b"", final=True)
+        """Return what was held back, incomplete characters as U+FFFD: the text is at its end."""
+        return self._decoder.decode(self._stop.flush(), final=True)
 
 
 def check_pair(target: Tokenizer, draft: Tokenizer) -> None:

@@ -111,10 +111,12 @@ def check_target(world: "World") -> None:
     """The target's cache is the committed prefix, whenever the target rests."""
     actor = world.target
     if not actor.busy and world.quiet(actor):
-        for request, (slot, _) in actor.target._slots.items():
+        for request, held in actor.target._held.items():
             if sequence := world.coordinator.sequences.get(request):
                 expected = sequence.committed[: sequence.target_length]
-                assert actor.model.held[slot] == expected, "the target's cache is not committed"
+                assert actor.model.held[held.slot] == expected, (
+                    "the target's cache is not committed"
+                )
 
 
 def check_end(world: "World") -> None:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from specpipe.models.interface import Logits
-from specpipe.sampling import Sampler, Sampling
+from specpipe.sampler import Sampler
+from specpipe.sampling import Sampling
 from specpipe.stopping import FinishReason
 
 VOCABULARY = 5
@@ -151,7 +152,7 @@ def decode_plain(
     """The reference: one token after the other from the law itself; no cache, draft or block."""
     ids, sampler = list(prompt), Sampler(params)
     while True:
-        ids.append(sampler.choose(law(ids), len(ids)))
+        ids.append(sampler.choose(law(ids), len(ids), ids))
         written = ids[len(prompt) :]
         if ids[-1] in params.stop_token_ids:
             return written, "stop"

@@ -87,8 +87,12 @@ def models_dir(explicit: Path | None = None) -> Path:
         return Path(named)
     if (local := Path("saved_models")).is_dir():
         return local
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "specpipe" / "models"
+    return cache_dir() / "models"
+
+
+def cache_dir() -> Path:
+    """The folder in the user's cache for what can be had again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "specpipe"
 
 
 def resolve(name: str, directory: Path) -> ModelFiles:

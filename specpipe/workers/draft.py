@@ -28,7 +28,7 @@ from specpipe.messages import (
     Resync,
 )
 from specpipe.models.interface import SequenceModel
-from specpipe.sampling import Sampler
+from specpipe.sampler import Sampler
 
 
 @dataclass(slots=True)
@@ -197,9 +197,8 @@ class Draft:
             chain.ended.append(self._clock())
             return []
         position = len(chain.tokens)
-        token = chain.sampler.choose(logits[-1], position)
-        confidence = chain.sampler.confidence(logits[-1], token)
-        chain.tokens.append(token)
+        guess = chain.sampler.guess(logits[-1], position, chain.tokens)
+        chain.tokens.append(guess.token)
         chain.ended.append(self._clock())
         answers: list[FromWorker] = [] if chain.opened else [Opened(request, self._incarnation)]
         answers.append(
@@ -208,10 +207,11 @@ class Draft:
                 self._incarnation,
                 chain.serial,
                 position,
-                (token,),
-                (confidence,),
+                (guess.token,),
+                (guess.confidence,),
                 tuple(chain.begun),
                 tuple(chain.ended),
+                (guess.law,) if guess.law else (),
             )
         )
         chain.opened, chain.begun, chain.ended = True, [], []

@@ -9,8 +9,9 @@ This module does not know where blocks come from, nor what a draft is.
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from specpipe.acceptance import accept_coupled
+from specpipe.acceptance import judge
 from specpipe.errors import ProtocolError
 from specpipe.messages import (
     MAX_TEXT,
@@ -24,7 +25,16 @@ from specpipe.messages import (
     Verdict,
 )
 from specpipe.models.interface import SequenceModel
-from specpipe.sampling import Sampler
+from specpipe.sampler import Sampler, logprobs_of
+
+
+@dataclass(slots=True)
+class _Held:
+    """A request's place: its slot in the cache, the tokens in there, and how to draw more."""
+
+    slot: int
+    sampler: Sampler
+    tokens: list[int] = field(default_factory=list)
 
 
 class Target:
@@ -46,7 +56,7 @@ class Target:
         self._model = model
         self._incarnation = incarnation
         self._clock = clock
-        self._slots: dict[int, tuple[int, Sampler]] = {}
+        self._held: dict[int, _Held] = {}
 
     def handle(self, message: Message, idle: float = 0.0) -> list[FromWorker]:
         """Take one message; returns the answers.
@@ -61,28 +71,33 @@ class Target:
                     cause = f"the target failed: {error}".splitlines()[0][:MAX_TEXT]
                     return [Failed("target", message.request, self._incarnation, cause)]
             case Close(request):
-                if request in self._slots:
-                    self._model.close(self._slots.pop(request)[0])
+                if request in self._held:
+                    self._model.close(self._held.pop(request).slot)
                 return [Closed("target", request, self._incarnation)]
         return []
 
     def _extend(self, message: Extend, idle: float) -> Verdict | Progress:
-        slot, sampler = self._slot(message)
-        tokens, end = message.tokens, message.start + len(message.tokens)
-        if message.start != self._model.length(slot):
+        held = self._hold(message)
+        end = message.start + len(message.tokens)
+        if message.start != self._model.length(held.slot):
             raise ProtocolError(
                 f"tokens for position {message.start}, but the cache holds "
-                f"{self._model.length(slot)}"
+                f"{self._model.length(held.slot)}"
             )
         rows = max(0, end - message.verify_from + 1)
         begun = self._clock()
-        logits = self._model.forward(slot, tokens, rows)
+        logits = self._model.forward(held.slot, message.tokens, rows)
+        held.tokens[message.start :] = message.tokens
         if not rows:
             return Progress(message.request, self._incarnation, message.extend_id, end)
         assert logits is not None
-        block = tokens[len(tokens) - rows + 1 :]
-        accepted, token = accept_coupled(logits, block, message.verify_from, sampler)
-        self._model.truncate(slot, message.verify_from + accepted)
+        first, block = message.verify_from, message.tokens[len(message.tokens) - rows + 1 :]
+        accepted, token = judge(
+            logits, block, first, held.sampler, laws=message.laws, tokens=held.tokens
+        )
+        self._model.truncate(held.slot, first + accepted)
+        count = held.sampler.sampling.logprobs
+        decided = [] if count is None else [*block[:accepted], token]
         return Verdict(
             message.request,
             self._incarnation,
@@ -92,9 +107,10 @@ class Target:
             begun,
             self._clock(),
             idle,
+            tuple(logprobs_of(row, t, count or 0) for row, t in zip(logits, decided, strict=False)),
         )
 
-    def _slot(self, message: Extend) -> tuple[int, Sampler]:
-        if message.request not in self._slots:
-            self._slots[message.request] = (self._model.open(), Sampler(message.sampling))
-        return self._slots[message.request]
+    def _hold(self, message: Extend) -> _Held:
+        if message.request not in self._held:
+            self._held[message.request] = _Held(self._model.open(), Sampler(message.sampling))
+        return self._held[message.request]

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from specpipe.acceptance import accept_coupled
+from specpipe.acceptance import judge
 from specpipe.errors import SpecpipeError
 from specpipe.models.interface import Logits
-from specpipe.sampling import Sampler, Sampling, noise_words, uniforms
+from specpipe.noise import noise_words, uniforms
+from specpipe.sampler import Sampler
+from specpipe.sampling import Sampling
 from tests.toys import DraftLaw, TargetLaw, decode_plain, sampling
 
 # -- the same tokens, whatever was drafted
@@ -37,7 +39,7 @@ def speculate(
             block.append(guesser.choose(draft(chain), len(chain)))
         chain = ids + block
         rows = np.stack([law(chain[:end]) for end in range(len(ids), len(chain) + 1)])
-        right, token = accept_coupled(rows, block, len(ids), target)
+        right, token = judge(rows, block, len(ids), target)
         ids += [*block[:right], token]
         accepted += right
     return ids[len(prompt) :], accepted
@@ -235,17 +237,20 @@ def test_absurd_temperatures_still_give_a_token_and_its_chance(temperature: floa
     for position in range(20):
         token = sampler.choose(row, position)
         assert token in ({2, 3} if temperature < 1 else {0, 2, 3, 4})
-        assert 0.2 < sampler.confidence(row, token) <= 1
+        assert 0.2 < sampler.guess(row, position).confidence <= 1
 
 
 def test_confidence_is_the_chance_of_the_token() -> None:
     """The dispatch rule reckons with it."""
     for temperature in (0.5, 1.0, 2.0):
         sampler = Sampler(sampling(temperature))
-        for token, chance in enumerate(softmax(LOGITS, temperature)):
-            assert sampler.confidence(LOGITS, token) == pytest.approx(chance, rel=1e-5)
-    greedy = Sampler(sampling(0.0))
-    assert greedy.confidence(LOGITS, 0) == pytest.approx(0.2, rel=1e-5)
+        law = softmax(LOGITS, temperature)
+        guesses = [sampler.guess(LOGITS, position) for position in range(2000)]
+        assert {guess.token for guess in guesses} == set(range(8))
+        for guess in guesses:
+            assert guess.confidence == pytest.approx(law[guess.token], rel=1e-9)
+    greedy = Sampler(sampling(0.0)).guess(LOGITS, 0)
+    assert (greedy.token, greedy.confidence) == (0, pytest.approx(0.2, rel=1e-5))
 
 
 def test_rows_of_any_length_share_their_noise() -> None:

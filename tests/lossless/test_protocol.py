@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from specpipe import coordinator as coordinator_module
 from specpipe.coordinator import Coordinator
 from specpipe.events import Event, Send, StartTimer, TimerFired
 from specpipe.messages import (
@@ -27,6 +26,7 @@ from specpipe.messages import (
 )
 from specpipe.policy import TakeAll
 from specpipe.sequence import SequenceState
+from specpipe.stopping import StopRule
 from specpipe.workers.draft import Draft, _Chain
 from specpipe.workers.target import Target
 from tests.toys import DraftLaw, TargetLaw, ToyModel, sampling
@@ -220,11 +220,11 @@ def _patch_init(cls: type) -> Patch:
 
 
 def _last_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    cut = coordinator_module.cut_at_stop
+    cut = StopRule.cut
     monkeypatch.setattr(
-        coordinator_module,
-        "cut_at_stop",
-        lambda tokens, *more: cut(tokens[:-1] if len(tokens) > 1 else tokens, *more),
+        StopRule,
+        "cut",
+        lambda self, tokens, left: cut(self, tokens[:-1] if len(tokens) > 1 else tokens, left),
     )
 
 

@@ -24,9 +24,10 @@ from specpipe.messages import (
     Open,
     Shutdown,
     Tokens,
+    Verdict,
 )
 from specpipe.metrics import RequestMetrics, Spans
-from specpipe.sampling import Sampling
+from specpipe.sampling import GuessLaw, Sampling, TokenLogprobs
 
 KINDS: tuple[type[Message], ...] = tuple(
     sorted({kind for union in get_args(Message) for kind in get_args(union) or (union,)}, key=str)
@@ -36,6 +37,7 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {
     int: st.integers(0, MAX_INT),
     float: st.floats(allow_nan=False, allow_infinity=False),
     str: TEXTS,
+    bytes: st.binary(max_size=20),
 }
 
 
@@ -66,12 +68,32 @@ def blocks(draw: st.DrawFn) -> Block:
 
     head = some(numbers, 4)
     times = some(floats, count + more), some(floats, count + more)
-    return Block(*head, some(numbers, count), some(floats, count), *times)
+    laws = some(values_of(GuessLaw), draw(st.sampled_from((0, count))))
+    return Block(*head, some(numbers, count), some(floats, count), *times, laws)
+
+
+@st.composite
+def laws(draw: st.DrawFn) -> GuessLaw:
+    """Different tokens with chances that sum to 1."""
+    ids = draw(st.lists(VALUES[int], min_size=1, max_size=5, unique=True))
+    weights = [draw(st.integers(1, 9)) for _ in ids]
+    return GuessLaw(tuple(ids), tuple(weight / sum(weights) for weight in weights))
+
+
+@st.composite
+def verdicts(draw: st.DrawFn) -> Verdict:
+    """Verdicts with log-probabilities of all their tokens, or of none."""
+    accepted = draw(st.integers(0, 3))
+    count = draw(st.sampled_from((0, accepted + 1)))
+    logprobs = [draw(values_of(TokenLogprobs)) for _ in range(count)]
+    return Verdict(
+        1, 2, 3, accepted, 4, 0.0, *draw(st.tuples(*[VALUES[float]] * 2)), tuple(logprobs)
+    )
 
 
 PAIRS = st.lists(st.tuples(VALUES[float], VALUES[float]), max_size=4)
 VALUES[Spans] = PAIRS.map(lambda pairs: Spans([b for b, _ in pairs], [e for _, e in pairs]))
-VALUES[Block] = blocks()
+VALUES[Block], VALUES[GuessLaw], VALUES[Verdict] = blocks(), laws(), verdicts()
 MESSAGES = st.one_of(*(values_of(kind) for kind in KINDS))
 
 
@@ -105,7 +127,7 @@ def test_round_trip(kind: type[Message]) -> None:
 
 def test_extreme_values_round_trip() -> None:
     """The largest seed, text and numbers that are allowed."""
-    sampling = Sampling(5e-324, 2**63 - 1, 0, (0, 2**63 - 1))
+    sampling = Sampling(5e-324, 2**63 - 1, stop_token_ids=(0, 2**63 - 1))
     for message in (
         Open(MAX_INT, 0, (), 0, MAX_INT, sampling),
         Tokens(0, 0, tuple(range(200_000))),
@@ -178,10 +200,15 @@ def test_fields_of_another_type_are_refused(
     assert decode(encode(received)) == received
 
 
+def with_law(ids: tuple[int, ...], chances: tuple[float, ...]) -> Block:
+    return Block(0, 0, 0, 0, (1,), (0.5,), (0.0,), (0.0,), (GuessLaw(ids, chances),))
+
+
 def nested(depth: int) -> bytes:
     return b"\x91" * depth + b"\x00"
 
 
+V = bytes([VERSION])
 SPOILT: dict[str, bytes] = {
     "another version": msgpack.packb([VERSION + 1, 3, 0]),
     "a version that is true": msgpack.packb([True, 3, 0]),
@@ -218,11 +245,22 @@ SPOILT: dict[str, bytes] = {
     "a confidence that is no number": encode(Block(0, 0, 0, 0, (1,), (math.nan,), (0.0,), (0.0,))),
     "an infinite time": encode(Block(0, 0, 0, 0, (1,), (0.5,), (0.0,), (math.inf,))),
     "an integer for a time": encode(Block(0, 0, 0, 0, (1,), (0.5,), (0,), (0.0,))),
+    "laws for some of the tokens": encode(
+        Block(0, 0, 0, 0, (1, 2), (0.5,) * 2, (0.0,) * 2, (0.0,) * 2, (GuessLaw((1,), (1.0,)),))
+    ),
+    "a law that sums to less than 1": encode(with_law((1, 2), (0.5, 0.4))),
+    "a law with a chance below 0": encode(with_law((1, 2), (1.5, -0.5))),
+    "a law with a chance too few": encode(with_law((1, 2), (1.0,))),
+    "a law that names a token twice": encode(with_law((1, 1), (0.5, 0.5))),
+    "a law of nothing": encode(with_law((), ())),
+    "log-probabilities of some tokens": encode(
+        Verdict(0, 0, 0, 2, 1, 0.0, 0.0, 0.0, (TokenLogprobs(0.0, (), ()),))
+    ),
     "stretches that never ended": encode(
         Finish(0, "stop", "", RequestMetrics(drafting=Spans([1.0], [])))
     ),
     "an array announced, not sent": b"\xdd\xff\xff\xff\xff",
-    "a text announced, not sent": b"\x93\x01\x03\xdb\xff\xff\xff\xff",
+    "a text announced, not sent": b"\x93" + V + b"\x03\xdb\xff\xff\xff\xff",
     "too many items": msgpack.packb([VERSION, 1, 0, 1, 1, 0, [0] * (2**21 + 1), 1]),
     "too many bytes": b"\x00" * (MAX_MESSAGE_BYTES + 1),
     "two messages": encode(Close(1)) * 2,
@@ -232,8 +270,8 @@ SPOILT: dict[str, bytes] = {
         for depth in (10, 300, 500, 900, 990, 1000, 1020)
         for place, head, tail in (
             ("version", b"", b"\x03\x00"),
-            ("tag", b"\x01", b"\x00"),
-            ("field", b"\x01\x03", b""),
+            ("tag", V, b"\x00"),
+            ("field", V + b"\x03", b""),
         )
     },
 }

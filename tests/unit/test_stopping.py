@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from specpipe.stopping import FinishReason, cut_at_stop
+from specpipe.stopping import FinishReason, StopRule
 
 
 def one_by_one(
@@ -27,15 +27,15 @@ def test_cut_is_that_of_decoding_token_by_token(stops: set[int]) -> None:
     for length in range(1, 5):
         for tokens in product(range(3), repeat=length):
             for left in range(1, 6):
-                cut, reason = cut_at_stop(tokens, left, stops)
+                cut, reason = StopRule(stops).cut(tokens, left)
                 assert (list(cut), reason) == one_by_one(tokens, left, stops)
 
 
 def test_end_token_at_the_very_end_counts_as_stop() -> None:
     """Both at once: the text is complete, and callers ask for more of what was cut."""
-    assert cut_at_stop([5, 0], 2, {0}) == ([5, 0], "stop")
+    assert StopRule({0}).cut([5, 0], 2) == ([5, 0], "stop")
 
 
 def test_end_token_is_ignored_if_asked() -> None:
     """Benchmarks ask for a fixed number of tokens."""
-    assert cut_at_stop([0, 0, 0], 5, ()) == ([0, 0, 0], None)
+    assert StopRule(()).cut([0, 0, 0], 5) == ([0, 0, 0], None)

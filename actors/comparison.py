@@ -1,0 +1,114 @@
+"""The pipeline and its target alone, side by side, for those who want to see that they agree."""
+
+import hashlib
+import platform
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Self
+
+from specpipe.actors.pipeline import Pipeline
+from specpipe.config import Config
+from specpipe.devices import parse_device
+from specpipe.errors import SpecpipeError
+from specpipe.lossless import Answer, Outcome, Records, compare, key_of
+from specpipe.models.interface import SequenceModel
+from specpipe.pair import ModelPair
+from specpipe.version import __version__
+
+
+class Comparison:
+    """A pipeline and its target alone; neither is started before it is needed.
+
+    Args:
+        config: of the pipeline; its sampling has a seed.
+        pair: its models; there is a draft.
+        records: folder for answers and outcomes.
+    """
+
+    def __init__(self, config: Config, pair: ModelPair, records: Path) -> None:
+        self._config, self._pair, self._stack = config, pair, ExitStack()
+        self._content = {
+            "specpipe": __version__,
+            "machine": _machine(),
+            "target": _sha256(pair.target.weights),
+            "settings": asdict(config.sampling),
+            "dtype": config.target.dtype,
+            "device": config.target.device,
+            "context": pair.context_length,
+        }
+        assert pair.draft is not None
+        run = self._content | {"draft": _sha256(pair.draft.weights), "config": asdict(config)}
+        self._records = Records(records, run)
+        self._pipeline = cache(self._start_pipeline)
+        self._alone = cache(self._start_alone)
+        self._model: Callable[[], SequenceModel] = cache(self._load)
+
+    def compare(self, prompt: list[int]) -> Outcome:
+        """Let both answer a prompt, unless this run did so before it was interrupted."""
+        key = key_of(self._content | {"prompt": prompt})
+        if outcome := self._records.outcome(key):
+            return outcome
+        pipeline = self._pipeline()
+        (completion,) = pipeline.generate([prompt])
+        answer = self._records.answer(key)
+        if answer is None:
+            (own,) = self._alone().generate([prompt])
+            answer = Answer.of(own)
+            self._records.keep_answer(key, answer)
+        sampling = pipeline.sampling_of(self._config.sampling, len(prompt))
+        outcome = compare(answer, Answer.of(completion), prompt, sampling, self._model)
+        self._records.keep_outcome(key, outcome)
+        return outcome
+
+    def finish(self) -> None:
+        """All prompts are done: the next run begins anew, but for the target's own answers."""
+        self._records.finish()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _start_pipeline(self) -> Pipeline:
+        return self._stack.enter_context(Pipeline.launch(self._config, self._pair))
+
+    def _start_alone(self) -> Pipeline:
+        """The target alone, on the very device that it has in the pipeline."""
+        device = self._pipeline().workers["target"].device
+        config = self._config.override(target={"device": device}, draft={"model": "none"})
+        return self._stack.enter_context(Pipeline.launch(config))
+
+    def _load(self) -> SequenceModel:
+        """The target in this process, to look into its logits."""
+        import torch  # noqa: PLC0415 (rarely needed)
+
+        from specpipe.models.loader import load_model  # noqa: PLC0415
+
+        device = parse_device(self._pipeline().workers["target"].device)
+        torch.set_num_threads(max(1, len(device.cores)))
+        return load_model(
+            self._pair.target.weights,
+            dtype=self._config.target.dtype,
+            device="cpu" if device.kind == "cpu" else str(device),
+            context_length=self._pair.context_length,
+            output_size=self._pair.tokenizer.used_size,
+        )
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise SpecpipeError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _machine() -> str:
+    """What kernels are chosen by: another CPU may round otherwise."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{platform.machine()} {models[0] if models else ''}"

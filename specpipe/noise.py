@@ -1,0 +1,68 @@
+"""The noise that draft and target share, and the race that turns it into a token.
+
+Counter-based: every number is a function of (seed, sample, stream, position, token) alone, so rows
+can be made in any order, ahead of time, twice, and on either side. The streams are independent.
+"""
+
+import math
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Stream(IntEnum):
+    """What a number is for. No two decisions about one position may share theirs."""
+
+    DRAW = 0  # the race for a token: plain decoding, guesses, the coupled rule, bonus tokens
+    ACCEPT = 1  # whether a guess stands, by the rejection rule
+    RECOVER = 2  # the race for the token that replaces one which doesn't
+
+
+def noise_words(
+    seed: int, sample: int, position: int, count: int, stream: Stream = Stream.DRAW
+) -> NDArray[np.uint64]:
+    """Random words of the tokens 0 to count - 1 at an absolute position: uint64[count].
+
+    Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) under the
+    key (seed, sample) and the counter (token // 4 + 1, position, stream), since numpy counts before
+    it draws: word i belongs to token i, so rows of any length agree on their common part.
+    """
+    generator = np.random.Philox(
+        key=np.array([seed, sample], dtype=np.uint64),
+        counter=np.array([0, position, stream, 0], dtype=np.uint64),
+    )
+    words: NDArray[np.uint64] = generator.random_raw(count)
+    return words
+
+
+def uniforms(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Words as numbers strictly between 0 and 1: the upper 52 bits, at the middle of their cell.
+
+    With a bit more the last cell's middle would round to 1. Conversion goes through int64, which
+    CPUs do in vector registers, unlike uint64.
+    """
+    return ((words >> np.uint64(12)).astype(np.int64).astype(np.float64) + 0.5) * 2.0**-52
+
+
+def race(scores: NDArray[np.float64], weights: NDArray[np.float64], u: NDArray[np.float64]) -> int:
+    """The index i with the largest scores[i] - log E[i], where E = -log(1 - u); ties: the lowest.
+
+    This draws i with a chance proportional to weights[i]: the exponential form of the Gumbel-max
+    trick. The logarithm in E is taken only where it can matter: E is at least u, so u / weight
+    bounds a key E / weight from below, and one exact key, that of the smallest bound, rules out all
+    but a handful.
+
+    Args:
+        scores: float64[n], the largest near 0; -inf cannot win.
+        weights: exp(scores).
+        u: float64[n], strictly between 0 and 1.
+    """
+    with np.errstate(divide="ignore", over="ignore"):
+        bounds = u / weights
+    first = int(bounds.argmin())
+    key = -math.log1p(-u[first]) / weights[first]
+    # The margin covers the rounding of the division and of the logarithm.
+    near = np.flatnonzero(bounds <= key * (1 + 1e-9))
+    exact = scores[near] - np.log(-np.log1p(-u[near]))
+    return int(near[exact.argmax()])
