@@ -55,10 +55,13 @@ def _connect(config: RayConfig) -> bool:
     """Connect this process; returns whether a Ray was started for it."""
     address = _find_address(config.address or os.environ.get("RAY_ADDRESS"))
     # Before Ray starts, since its processes inherit them: GPUs by the numbers that torch gives
-    # them on the node, no usage reports, no warning about actors without GPUs.
+    # them on the node, no usage reports, no warning about actors without GPUs; and models that run
+    # at the priority of any other program, not at nice 15 as Ray has its workers do: beside one
+    # busy process a model would get a thirtieth of its core.
     os.environ.setdefault("RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:

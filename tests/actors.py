@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from specpipe.messages import Block, Commit, FromWorker, Message, Ready, Role
+from specpipe.messages import Block, Commit, Extend, FromWorker, Message, Ready, Role
 from specpipe.workers.draft import Draft
 from specpipe.workers.target import Target
 from tests import promises
@@ -145,5 +145,8 @@ class TargetActor(Actor):
             self.begin(self.world.verify_s * self.world.rng.uniform(0.5, 1.5), self._handle)
 
     def _handle(self) -> None:
-        for answer in self.target.handle(self.box.popleft()):
+        message = self.box.popleft()
+        if isinstance(message, Extend) and message.request in self.world.coordinator.sequences:
+            promises.check_laws(self, message)
+        for answer in self.target.handle(message):
             self.world.send_up(self, answer)

@@ -3,14 +3,15 @@
 from typing import TYPE_CHECKING
 
 from specpipe.codec import decode, encode
-from specpipe.messages import Block, Finish, Tokens
+from specpipe.messages import Block, Extend, Finish, Tokens
 from specpipe.metrics import RequestMetrics
+from specpipe.sampler import Sampler
 from specpipe.sequence import DraftState, SequenceState
 from specpipe.workers.draft import Draft, _Chain
-from tests.toys import decode_plain
+from tests.toys import end_of
 
 if TYPE_CHECKING:
-    from tests.actors import DraftActor
+    from tests.actors import DraftActor, TargetActor
     from tests.virtual import World
 
 OPENED = {DraftState.OPENING, DraftState.OPEN}
@@ -22,7 +23,8 @@ def check_tokens(world: "World", tokens: Tokens) -> None:
     assert tokens.request not in world.finished, "tokens after the finish"
     assert tokens.start == len(submit.tokens) + len(user), "a position doubled or skipped"
     user += tokens.tokens
-    assert user == world.plain[tokens.request][0][: len(user)], "not what plain decoding says"
+    if not submit.sampling.rejects:
+        assert user == world.plain[tokens.request][0][: len(user)], "not what plain decoding says"
 
 
 def check_finish(world: "World", finish: Finish) -> None:
@@ -35,10 +37,21 @@ def check_finish(world: "World", finish: Finish) -> None:
         assert "target" in world.dead, finish.cause
     elif finish.reason == "abort":
         assert request in world.aborted, "aborted by nobody"
+    elif world.submitted[request].sampling.rejects:
+        assert _ends(world, request) == [finish.reason], "not where token-by-token decoding ends"
     else:
         assert (world.user[request], finish.reason) == world.plain[request], "finished too early"
     _check_metrics(world, finish.metrics, len(world.user[request]))
     assert decode(encode(finish)) == finish
+
+
+def _ends(world: "World", request: int) -> list[str]:
+    """The reasons for which token-by-token decoding would have ended this text, as it came."""
+    submit, written = world.submitted[request], world.user[request]
+    most = min(submit.max_tokens, world.context["target"] - len(submit.tokens))
+    beginnings = (written[:count] for count in range(1, len(written) + 1))
+    ends = (end_of(b, submit.sampling.stop_token_ids, submit.stop, most) for b in beginnings)
+    return [reason for reason in ends if reason]
 
 
 def _check_metrics(world: "World", metrics: RequestMetrics, written: int) -> None:
@@ -103,8 +116,23 @@ def check_guess(actor: "DraftActor", block: Block) -> None:
     """Each guess is what the draft's law says after the tokens before it."""
     chain = actor.draft._chains[block.request]
     params, before = chain.sampler.sampling, chain.tokens[: block.start]
-    expected, _ = decode_plain(actor.model.law, before, params, len(block.tokens))
-    assert block.tokens == tuple(expected), "not what the draft's law says"
+    guesses = []
+    for _ in block.tokens:
+        ids = [*before, *(guess.token for guess in guesses)]
+        guesses.append(Sampler(params).guess(actor.model.law(ids), len(ids), ids))
+    assert block.tokens == tuple(g.token for g in guesses), "not what the draft's law says"
+    assert block.laws == tuple(g.law for g in guesses if g.law), "not the law that was drawn from"
+
+
+def check_laws(actor: "TargetActor", extend: Extend) -> None:
+    """The rejection rule gets, with each guess, the law that it was drawn from."""
+    judged = extend.tokens[extend.verify_from - extend.start :]
+    assert len(extend.laws) == (len(judged) if extend.sampling.rejects else 0)
+    for i, sent in enumerate(extend.laws):
+        before = actor.world.coordinator.sequences[extend.request].committed + list(judged[:i])
+        sampler, drafts = Sampler(extend.sampling), actor.world.draft_laws.values()
+        laws = [sampler.guess(draft(before), len(before), before).law for draft in drafts]
+        assert sent in laws, "the law of another guess"
 
 
 def check_target(world: "World") -> None:

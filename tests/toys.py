@@ -6,6 +6,7 @@ or misplaces one entry gives other tokens. It keeps the very ids that it was fed
 
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from specpipe.stopping import FinishReason
 
 VOCABULARY = 5
 EOS = 0
+TOKEN_BYTES = (b"", b"a", b"b", b"\xc3", b"\xa9a")
+"""What each id adds to a text; ids 3 and 4 are halves of an é."""
 ROWS = 256
 """How many different rows of logits a law has."""
 
@@ -135,10 +138,15 @@ class ToyModel:
 
 
 def sampling(
-    temperature: float = 0.0, *, seed: int = 0, sample: int = 0, stop: Sequence[int] = ()
+    temperature: float = 0.0,
+    *,
+    seed: int = 0,
+    sample: int = 0,
+    stop: Sequence[int] = (),
+    **more: Any,
 ) -> Sampling:
     """Sampling with defaults."""
-    return Sampling(temperature, seed, sample, tuple(stop))
+    return Sampling(temperature, seed, sample, tuple(stop), **more)
 
 
 def decode_plain(
@@ -148,13 +156,22 @@ def decode_plain(
     max_tokens: int,
     *,
     context_length: int = 256,
+    stop: Sequence[str] = (),
 ) -> tuple[list[int], FinishReason]:
     """The reference: one token after the other from the law itself; no cache, draft or block."""
-    ids, sampler = list(prompt), Sampler(params)
+    ids, most = list(prompt), min(max_tokens, context_length - len(prompt))
     while True:
-        ids.append(sampler.choose(law(ids), len(ids), ids))
+        ids.append(Sampler(params).choose(law(ids), len(ids), ids))
         written = ids[len(prompt) :]
-        if ids[-1] in params.stop_token_ids:
-            return written, "stop"
-        if len(written) == max_tokens or len(ids) == context_length:
-            return written, "length"
+        if reason := end_of(written, params.stop_token_ids, stop, most):
+            return written, reason
+
+
+def end_of(
+    written: Sequence[int], stop_token_ids: Sequence[int], stop: Sequence[str], most: int
+) -> FinishReason | None:
+    """Why an answer ends with its last token, or None if it goes on."""
+    text = b"".join(TOKEN_BYTES[token] for token in written)
+    if written[-1] in stop_token_ids or any(each.encode() in text for each in stop):
+        return "stop"
+    return "length" if len(written) == most else None

@@ -27,14 +27,23 @@ from specpipe.messages import (
     Role,
     Submit,
     Tokens,
+    Vocabulary,
 )
 from specpipe.policy import Policy, Situation, TakeAll
 from specpipe.sampling import Sampling
 from tests import promises
 from tests.actors import FOREVER, Actor, DraftActor, TargetActor
-from tests.toys import EOS, VOCABULARY, DraftLaw, TargetLaw, ToyModel, decode_plain
+from tests.toys import EOS, TOKEN_BYTES, VOCABULARY, DraftLaw, TargetLaw, ToyModel, decode_plain
 
 MOST_EVENTS = 60_000
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {},
+    {"top_k": 2},
+    {"repetition_penalty": 2.5},
+    {"frequency_penalty": 1.5, "presence_penalty": -1.0, "min_p": 0.1},
+    {"bias_ids": (1, 3), "bias_values": (4.0, -3.0), "top_p": 0.7},
+)
+"""What requests ask of their sampling, besides the temperature."""
 
 
 class RandomPolicy:
@@ -97,12 +106,14 @@ class World:
         self.in_transit: Counter[tuple[Role, int]] = Counter()
         self._last_arrival: dict[tuple[Role, int, str], float] = {}
         self.dead: set[Role] = set()
+        self.draft_laws: dict[int, DraftLaw] = {}
         self.submitted: dict[int, Submit] = {}
         self.plain: dict[int, tuple[list[int], str]] = {}
         self.user: dict[int, list[int]] = {}
         self.finished: dict[int, Finish] = {}
         self.aborted: set[int] = set()
 
+        self.coordinator.handle(Vocabulary(TOKEN_BYTES), 0.0)
         tokens = sum(self._plan_request(request) for request in range(count))
         each = 3 * self.verify_s * (count + 1) + 4 * self.delay + timeout
         self._bound = (tokens + count) * each + 300
@@ -122,11 +133,25 @@ class World:
         longest = min(9, self.context["target"] - 1)
         prompt = tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, longest)))
         stop = () if rng.random() < 0.3 else (EOS,)
-        params = Sampling(rng.choice((0.0, 0.0, 0.8)), rng.randrange(2**63), request, stop)
-        submit = Submit(request, prompt, rng.choice((1, 2, 3, 8, 15, 30)), params)
+        params = Sampling(
+            rng.choice((0.0, 0.0, 0.8)),
+            rng.randrange(2**63),
+            request,
+            stop,
+            prompt_length=len(prompt),
+            acceptance=rng.choice(("coupled", "coupled", "rejection")),
+            **rng.choice(OPTIONS),
+        )
+        texts = rng.choice(((), (), ("aa",), ("aéa", "bb")))
+        submit = Submit(request, prompt, rng.choice((1, 2, 3, 8, 15, 30)), params, texts)
         self.submitted[request], self.user[request] = submit, []
         self.plain[request] = decode_plain(
-            self.law, prompt, params, submit.max_tokens, context_length=self.context["target"]
+            self.law,
+            prompt,
+            params,
+            submit.max_tokens,
+            context_length=self.context["target"],
+            stop=texts,
         )
         moment = rng.uniform(0, 20) if request else rng.choice((0.0, 5.0))
         self.at(moment, self._tell, submit)
@@ -165,7 +190,8 @@ class World:
         return self.target
 
     def _start_draft(self, incarnation: int) -> DraftActor:
-        law = DraftLaw(self.law, self._agree, incarnation if self._moody else 0)
+        number = incarnation if self._moody else 0
+        law = self.draft_laws.setdefault(number, DraftLaw(self.law, self._agree, number))
         model = ToyModel(law, num_slots=self.slots, context_length=self.context["draft"])
         self.draft = DraftActor(self, incarnation, model)
         return self.draft

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from specpipe import sampler as sampler_module
 from specpipe.coordinator import Coordinator
 from specpipe.events import Event, Send, StartTimer, TimerFired
 from specpipe.messages import (
     Block,
+    Extend,
     Finish,
     Lost,
     Open,
@@ -27,6 +29,7 @@ from specpipe.messages import (
 from specpipe.policy import TakeAll
 from specpipe.sequence import SequenceState
 from specpipe.stopping import StopRule
+from specpipe.workers import target as target_module
 from specpipe.workers.draft import Draft, _Chain
 from specpipe.workers.target import Target
 from tests.toys import DraftLaw, TargetLaw, ToyModel, sampling
@@ -236,6 +239,41 @@ def _short_fed(advance: Any, draft: Draft, request: int, chain: _Chain, interrup
     return advance(draft, request, chain, interrupted)
 
 
+def _sees_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Penalties count the whole block, the guesses after the position too."""
+    original = sampler_module.adjusted
+    monkeypatch.setattr(
+        sampler_module,
+        "adjusted",
+        lambda row, sampling, ids, _: original(row, sampling, ids, len(ids)),
+    )
+
+
+def _sees_committed_only(handle: Any, target: Target, message: Any, *more: Any) -> Any:
+    """Penalties don't count the guesses before the position."""
+    original = target_module.judge
+
+    def judge(*args: Any, laws: Any, tokens: Any) -> Any:
+        count = args[2]
+        return original(*args, laws=laws, tokens=[*tokens[:count], *[0] * len(tokens[count:])])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(target_module, "judge", judge)
+        return handle(target, message, *more)
+
+
+def _forgetful_stop(cut: Any, rule: StopRule, tokens: Sequence[int], left: int) -> Any:
+    """Looks for stop texts in each verdict by itself."""
+    if rule._texts:
+        rule._texts.flush()
+    return cut(rule, tokens, left)
+
+
+def _laws_swapped(extend: Any, sequence: SequenceState, *args: Any) -> Extend:
+    message: Extend = extend(sequence, *args)
+    return replace(message, laws=message.laws[::-1])
+
+
 PLANTED: dict[str, Patch] = {
     "no fence": wrapped(SequenceState, "take_block", _fenceless),
     "any answer is taken for the extend's": wrapped(Coordinator, "_answered", _any_extend),
@@ -249,6 +287,10 @@ PLANTED: dict[str, Patch] = {
     "no timer": wrapped(Coordinator, "handle", _without_timers),
     "in-flight tokens vanish": wrapped(SequenceState, "lose_target", _in_flight_vanishes),
     "ready does not mean lost": wrapped(Coordinator, "_on_ready", _back_is_not_lost),
+    "penalties see later guesses": _sees_too_much,
+    "penalties miss the block": wrapped(Target, "handle", _sees_committed_only),
+    "stop texts end with the verdict": wrapped(StopRule, "cut", _forgetful_stop),
+    "laws of other guesses": wrapped(SequenceState, "_extend", _laws_swapped),
     "waits again after a timer": wrapped(Coordinator, "_on_timer", _patient),
 }
 SEEDS_TO_CATCH = 1000

@@ -1,0 +1,342 @@
+"""The rejection rule: outputs follow the target's law, whatever was guessed, and however it is cut.
+
+A small pipeline of the real parts (sampler, acceptance) writes four tokens many times; how often
+each text comes out is held against the law of all texts, worked out from the target's tables. The
+draft runs ahead of what is judged, as in the pipeline, so that bonus tokens meet guesses that were
+made already. What each planted bug does to the law is small; the test must see it.
+"""
+
+import itertools
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from specpipe.acceptance import judge
+from specpipe.errors import ProtocolError
+from specpipe.filters import adjusted, filtered
+from specpipe.models.interface import Logits
+from specpipe.noise import Stream
+from specpipe.sampler import Guess, Sampler
+from specpipe.sampling import GuessLaw, Sampling
+from tests.toys import ROWS, VOCABULARY, decode_plain, hashed, sampling
+
+LENGTH = 4
+PROMPT = (1, 2)
+RUNS = 16_000
+OPTIONS = {"temperature": 1.0, "acceptance": "rejection"}
+
+Text = tuple[int, ...]
+
+
+class Table:
+    """Logits chosen from a table by all the ids before; no token is rare."""
+
+    def __init__(self, seed: int) -> None:
+        rows = np.random.default_rng(seed).normal(scale=0.8, size=(ROWS, VOCABULARY))
+        self._seed, self._rows = seed, rows.astype(np.float32)
+
+    def __call__(self, ids: Sequence[int]) -> Logits:
+        return self._rows[hashed(ids, self._seed, ROWS)]
+
+
+TARGET, DRAFT = Table(31), Table(32)
+
+
+class Policy(NamedTuple):
+    """When to judge, and how much; it may look at what Guess calls its confidence.
+
+    Attributes:
+        ready: whether the waiting guesses are to be judged now, or another one awaited.
+        count: how many of them.
+        ahead: how many guesses are made while the target works.
+        copies: share of guesses that come from elsewhere, without chance: all their law's mass is
+            on one token.
+    """
+
+    ready: Callable[[Sequence[Guess], random.Random], bool]
+    count: Callable[[Sequence[Guess], random.Random], int]
+    ahead: Callable[[random.Random], int] = lambda rng: 0
+    copies: float = 0.0
+
+
+def _by_doubt(waiting: Sequence[Guess], rng: random.Random) -> bool:
+    """Stop, left to right, at the first position of which the draft is unsure."""
+    return len(waiting) > 3 or any(guess.confidence < 0.4 for guess in waiting)
+
+
+POLICIES = {
+    "blocks of two": Policy(lambda w, _: len(w) >= 2, lambda w, _: 2),
+    "take all, drafting on": Policy(
+        lambda w, _: bool(w), lambda w, _: len(w), lambda rng: rng.randrange(3)
+    ),
+    "any part, at any time": Policy(
+        lambda w, rng: len(w) > 4 or rng.random() < 0.4,
+        lambda w, rng: rng.randint(0, len(w)),
+        lambda rng: rng.randrange(4),
+    ),
+    "until in doubt": Policy(_by_doubt, lambda w, _: len(w)),
+    "some guesses copied": Policy(
+        lambda w, _: len(w) >= 2, lambda w, _: len(w), lambda rng: 1, copies=0.5
+    ),
+}
+
+
+def write(policy: Policy, params: Sampling, rng: random.Random) -> Text:
+    """One text of LENGTH tokens, by a draft that runs ahead and a target that judges."""
+    target, draft = Sampler(params), Sampler(params)
+    ids, waiting = list(PROMPT), list[Guess]()
+
+    def guess() -> None:
+        chain = [*ids, *(guess.token for guess in waiting)]
+        if rng.random() < policy.copies:
+            token = (chain[-1] + chain[-2]) % VOCABULARY
+            waiting.append(Guess(token, 1.0, GuessLaw((token,), (1.0,))))
+        else:
+            waiting.append(draft.guess(DRAFT(chain), len(chain), chain))
+
+    while len(ids) < len(PROMPT) + LENGTH:
+        while not policy.ready(waiting, rng):
+            guess()
+        block = waiting[: policy.count(waiting, rng)]
+        for _ in range(policy.ahead(rng)):
+            guess()
+        chain = [*ids, *(guess.token for guess in block)]
+        rows = np.stack([TARGET(chain[:end]) for end in range(len(ids), len(chain) + 1)])
+        tokens, laws = chain[len(ids) :], [guess.law for guess in block if guess.law]
+        accepted, token = judge(rows, tokens, len(ids), target, laws=laws, tokens=chain)
+        committed = [*tokens[:accepted], token]
+        ids += committed
+        same = [g.token for g in waiting[: len(committed)]] == committed
+        waiting[:] = waiting[len(committed) :] if same else []
+    return tuple(ids[len(PROMPT) : len(PROMPT) + LENGTH])
+
+
+def count(policy: Policy, runs: int = RUNS, **options: object) -> Counter[Text]:
+    """How often each text is written, over samples of one seed."""
+    params = sampling(**(OPTIONS | options))
+    rng = random.Random(5)
+    return Counter(write(policy, replace(params, sample=i), rng) for i in range(runs))
+
+
+Exact = dict[Text, NDArray[np.float64]]
+"""For each text shorter than LENGTH, the chances of the token that follows it."""
+
+
+def law(bias: Sequence[float] = (0.0,) * VOCABULARY, **options: object) -> Exact:
+    """What the target alone writes, by its tables; `bias` is added to every chance."""
+    params = sampling(**(OPTIONS | options))
+    exact = {}
+    for length in range(LENGTH):
+        for text in itertools.product(range(VOCABULARY), repeat=length):
+            ids = [*PROMPT, *text]
+            row = filtered(adjusted(TARGET(ids), params, ids, len(ids)), params)
+            chances = np.zeros(VOCABULARY)
+            chances[slice(None) if row.ids is None else row.ids] = row.chances()
+            exact[text] = chances + bias
+    return exact
+
+
+def distance(counts: Counter[Text], exact: Exact) -> float:
+    """By how many standard deviations what was written lies off the law; the largest of several.
+
+    Chi-square of whole texts, and of their beginnings (those too rare to count alone are counted
+    together); and, for each token, how often it was written more than its chances said, over all
+    places, which is what sees a small bias of everything.
+    """
+    chances, worst = {(): 1.0}, -math.inf
+    excess, variance = np.zeros(VOCABULARY), np.zeros(VOCABULARY)
+    seen = Counter[Text]()
+    for text, times in counts.items():
+        seen.update({text[:length]: times for length in range(LENGTH + 1)})
+    for _ in range(LENGTH):
+        begun, chances = chances, {}
+        for text, chance in begun.items():
+            here = exact[text]
+            chances |= {(*text, token): chance * here[token] for token in range(VOCABULARY)}
+            excess += [seen[*text, token] for token in range(VOCABULARY)] - seen[text] * here
+            variance += seen[text] * here * (1 - here)
+        if any(seen[text] for text, chance in chances.items() if chance == 0):
+            return math.inf  # what the target never writes
+        worst = max(worst, _chi_square(seen, chances, counts.total()))
+    return max(worst, float(np.abs(excess / np.sqrt(variance)).max()))
+
+
+def _chi_square(seen: Counter[Text], chances: Exact, runs: int) -> float:
+    cells = [(seen[t], runs * c) for t, c in chances.items() if runs * c >= 10]
+    rest = runs - sum(s for s, _ in cells), runs - sum(e for _, e in cells)
+    cells += [rest] if rest[1] >= 10 else []
+    chi = sum((s - e) ** 2 / e for s, e in cells)
+    freedom = len(cells) - 1
+    return (chi - freedom) / (2 * freedom) ** 0.5
+
+
+FAR = 5.0
+"""Beyond this, chance is no explanation; fixed seeds make it a fact rather than a risk."""
+
+
+@pytest.fixture(scope="module")
+def exact() -> Exact:
+    return law()
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_texts_follow_the_targets_law(name: str, exact: Exact) -> None:
+    """The rule's whole promise: recovered, bonus and accepted tokens together."""
+    assert distance(count(POLICIES[name]), exact) < FAR
+
+
+@pytest.mark.parametrize(
+    "options", [{"top_k": 3}, {"top_p": 0.8, "repetition_penalty": 1.5}], ids=str
+)
+def test_filters_and_penalties_are_part_of_the_law(options: dict[str, float]) -> None:
+    """A filter that one side applies and the other doesn't; penalties that see too few tokens."""
+    assert distance(count(POLICIES["take all, drafting on"], **options), law(**options)) < FAR
+
+
+def test_one_percent_of_bias_would_be_seen() -> None:
+    """A test of the law that is too weak to fail."""
+    counts = count(POLICIES["blocks of two"])
+    for token in range(VOCABULARY):
+        bias = [-0.0025] * VOCABULARY
+        bias[token] = 0.01
+        assert distance(counts, law(bias)) > FAR, token
+
+
+# -- planted bugs
+
+
+def _bias(patch: pytest.MonkeyPatch) -> None:
+    stands = Sampler.stands
+    patch.setattr(Sampler, "stands", lambda self, p, q, at: stands(self, p * 1.1, q, at))
+
+
+def _row_shifted(patch: pytest.MonkeyPatch) -> None:
+    law = Sampler.law
+    patch.setattr(
+        Sampler, "law", lambda self, row, at, ids: law(self, TARGET(ids[: at - 1]), at, ids)
+    )
+
+
+def _misreported(patch: pytest.MonkeyPatch) -> None:
+    """The draft says that it was surer than it was."""
+    guess = Sampler.guess
+
+    def sharper(self: Sampler, *args: object) -> Guess:
+        made = guess(self, *args)
+        assert made.law is not None
+        squared = np.array(made.law.chances) ** 1.3
+        return made._replace(law=GuessLaw(made.law.ids, tuple(squared / squared.sum())))
+
+    patch.setattr(Sampler, "guess", sharper)
+
+
+def _bonus_reuses(patch: pytest.MonkeyPatch) -> None:
+    """The number that accepted the last guess draws the token after it."""
+
+    def choose(self: Sampler, row: np.ndarray, at: int, ids: Sequence[int]) -> int:
+        return self._draw(filtered(row, self.sampling), at - 1, Stream.ACCEPT)
+
+    patch.setattr(Sampler, "choose", choose)
+
+
+def _recovery_reuses(patch: pytest.MonkeyPatch) -> None:
+    """The number that refused a guess draws the token in its place."""
+    draw = Sampler._draw
+    shared = {Stream.RECOVER: Stream.ACCEPT}
+    patch.setattr(Sampler, "_draw", lambda self, law, at, s: draw(self, law, at, shared.get(s, s)))
+
+
+def _recovery_from_all(patch: pytest.MonkeyPatch) -> None:
+    """A refused guess is replaced by a plain draw."""
+    patch.setattr(Sampler, "recover", lambda self, law, q, at: self._draw(law, at, Stream.RECOVER))
+
+
+PLANTED = {
+    "a bias": _bias,
+    "a row shifted by one": _row_shifted,
+    "a draft that misreports its law": _misreported,
+    "a bonus token that reuses the accept stream": _bonus_reuses,
+    "a recovered token that reuses the accept stream": _recovery_reuses,
+    "a recovered token that forgets the guess": _recovery_from_all,
+}
+
+
+@pytest.mark.parametrize("bug", PLANTED)
+def test_planted_bug_is_caught(bug: str, exact: Exact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that is blind to one of the known ways to be slightly wrong."""
+    PLANTED[bug](monkeypatch)
+    assert distance(count(POLICIES["take all, drafting on"], RUNS // 2), exact) > FAR
+
+
+def test_policy_that_looks_at_the_tokens_own_chance_is_caught(exact: Exact) -> None:
+    """To send the guesses that look good is not lossless; DESIGN forbids it for this reason."""
+
+    def good(waiting: Sequence[Guess], _: random.Random) -> int:
+        own = [g.law.chances[g.law.ids.index(g.token)] for g in waiting if g.law]
+        return next((i for i, chance in enumerate(own) if chance < 0.3), len(own))
+
+    greedy_for_good = Policy(lambda w, _: len(w) >= 3, good)
+    assert distance(count(greedy_for_good, RUNS // 2), exact) > FAR
+
+
+# -- what travels
+
+
+def test_guess_is_drawn_from_the_very_law_that_is_sent() -> None:
+    """With more tokens than are sent, a law that is cut after the draw would be another one."""
+    random_row = np.random.default_rng(0).normal(scale=0.6, size=150).astype(np.float32)
+    sampler = Sampler(sampling(1.0, seed=4, acceptance="rejection"))
+    guesses = [sampler.guess(random_row, position) for position in range(40_000)]
+    sent = guesses[0].law
+    assert sent is not None
+    assert len(sent.ids) == 64
+    assert min(random_row[list(sent.ids)]) >= np.sort(random_row)[-64]
+    assert all(guess.law == sent for guess in guesses)
+    seen = Counter(guess.token for guess in guesses)
+    expected = {i: 40_000 * chance for i, chance in zip(sent.ids, sent.chances, strict=True)}
+    assert set(seen) <= set(expected)
+    chi = sum((seen[i] - e) ** 2 / e for i, e in expected.items())
+    assert chi < 103.4  # 63 degrees of freedom, .001
+
+
+def test_confidence_does_not_tell_the_token() -> None:
+    """A policy that is shown q(x) can leave out what looks bad."""
+    row = np.log(np.array([0.5, 0.3, 0.2], dtype=np.float32))
+    sampler = Sampler(sampling(1.0, acceptance="rejection"))
+    guesses = [sampler.guess(row, position) for position in range(100)]
+    assert {guess.token for guess in guesses} == {0, 1, 2}
+    assert {round(guess.confidence, 6) for guess in guesses} == {0.5}
+
+
+def test_greedy_is_the_same_by_either_rule() -> None:
+    """Without noise there is one right token."""
+    params = sampling(0.0, acceptance="rejection")
+    plain, _ = decode_plain(TARGET, PROMPT, params, LENGTH)
+    for policy in POLICIES.values():
+        assert write(policy, params, random.Random(1)) == tuple(plain)
+
+
+@pytest.mark.parametrize(
+    "laws", [(), (GuessLaw((1, 2), (0.5, 0.5)),)], ids=["no law", "a law without the guess"]
+)
+def test_guess_without_its_law_is_no_guess(laws: tuple[GuessLaw, ...]) -> None:
+    """Judged as if it had been certain, it would be accepted too often."""
+    rows = np.zeros((2, VOCABULARY), dtype=np.float32)
+    with pytest.raises(ProtocolError):
+        judge(rows, [3], 2, Sampler(sampling(**OPTIONS)), laws=laws)
+
+
+def test_token_beyond_the_targets_vocabulary_is_refused_and_replaced() -> None:
+    """A draft whose vocabulary has a longer tail than the target's."""
+    sampler = Sampler(sampling(**OPTIONS))
+    rows = np.zeros((2, 5), dtype=np.float32)
+    accepted, token = judge(rows, [7], 2, sampler, laws=[GuessLaw((3, 7), (0.5, 0.5))])
+    assert accepted == 0
+    assert token in {0, 1, 2, 4}, "3 has more chance in the draft's law than in the target's"
