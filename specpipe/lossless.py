@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from specpipe.completion import Completion
 from specpipe.models.interface import Logits, SequenceModel
@@ -153,6 +153,9 @@ def _logits(model: SequenceModel, slot: int, tokens: Sequence[int], rows: int) -
     return logits
 
 
+_Record = TypeVar("_Record", Answer, Outcome)
+
+
 class Records:
     """Answers and outcomes on disk; each file is there whole or not at all.
 
@@ -167,8 +170,7 @@ class Records:
 
     def answer(self, key: str) -> Answer | None:
         """The target's own answer, if it was written before."""
-        found = _read(self._answers / f"{key}.json")
-        return Answer(**found) if found else None
+        return _read(self._answers / f"{key}.json", Answer)
 
     def keep_answer(self, key: str, answer: Answer) -> None:
         """Keep the target's own answer for this and other runs."""
@@ -176,8 +178,7 @@ class Records:
 
     def outcome(self, key: str) -> Outcome | None:
         """How an answer compared, if this run was interrupted after it."""
-        found = _read(self._outcomes / f"{key}.json")
-        return Outcome(**found) if found else None
+        return _read(self._outcomes / f"{key}.json", Outcome)
 
     def keep_outcome(self, key: str, outcome: Outcome) -> None:
         """Keep an outcome until the run is finished."""
@@ -194,12 +195,11 @@ def key_of(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read(path: Path, kind: type[_Record]) -> _Record | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return kind(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # absent, half written, or of another version
         return None
-    return found if isinstance(found, dict) else None
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

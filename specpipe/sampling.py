@@ -198,11 +198,6 @@ class Sampling:
         return self.acceptance == "rejection" and not self.greedy
 
     @property
-    def filters(self) -> bool:
-        """Whether some tokens may be ruled out."""
-        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
-
-    @property
     def penalises(self) -> bool:
         """Whether a token's logit depends on where it stood before."""
         return (self.repetition_penalty, self.frequency_penalty, self.presence_penalty) != (1, 0, 0)

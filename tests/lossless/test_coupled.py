@@ -33,6 +33,8 @@ def speculate(
     """Tokens and accepted guesses, for blocks of one guess less than the parts, over and over."""
     ids, target, guesser, accepted = list(prompt), Sampler(params), Sampler(params), 0
     for part in parts * sum(parts):  # a refused block decides fewer tokens than its part
+        if len(ids) - len(prompt) >= sum(parts):
+            break
         block: list[int] = []
         while len(block) < part - 1:
             chain = ids + block
@@ -60,8 +62,25 @@ def test_any_blocks_give_what_plain_sampling_gives(temperature: float, agree: in
             assert tokens[:length] == plain, (seed, parts)
             accepted += right
             if agree == 100:
-                assert right == (sum(parts) - len(parts)) * sum(parts)
+                assert right == sum(parts) - len(parts)
     assert accepted > 0
+
+
+@pytest.mark.parametrize(
+    "seeds",
+    [range(1000), pytest.param(range(10_000), marks=pytest.mark.slow)],
+    ids=["1000", "10000"],
+)
+def test_every_partition_for_many_seeds(seeds: range) -> None:
+    """What goes wrong for one seed in thousands: a tie, an edge of the noise, a rare rollback."""
+    law = TargetLaw(3)
+    draft = DraftLaw(law, 60)
+    for seed in seeds:
+        params, length = sampling(1.0, seed=seed), 4
+        plain, _ = decode_plain(law, [1, 2], params, length)
+        for parts in partitions(length):
+            if len(parts) < length:  # else nothing is guessed
+                assert speculate(law, draft, [1, 2], params, parts)[0][:length] == plain, seed
 
 
 def test_draft_of_another_law_still_agrees_often() -> None:

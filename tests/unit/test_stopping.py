@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from specpipe.stopping import FinishReason, StopRule
+from specpipe.stopping import FinishReason, StopRule, StopTexts
 
 
 def one_by_one(
@@ -39,3 +39,59 @@ def test_end_token_at_the_very_end_counts_as_stop() -> None:
 def test_end_token_is_ignored_if_asked() -> None:
     """Benchmarks ask for a fixed number of tokens."""
     assert StopRule(()).cut([0, 0, 0], 5) == ([0, 0, 0], None)
+
+
+# -- stop texts
+
+PIECES = (b"", b"a", b"b", b"ab", "é".encode()[:1], "é".encode()[1:])
+TEXTS = [("a",), ("aa",), ("ab", "ba"), ("aba",), ("é",), ("aé", "bb"), ("abab", "b")]
+
+
+def first_stop(text: bytes, stops: tuple[str, ...]) -> int | None:
+    """The reference: where the stop text that begins first begins."""
+    return min((at for s in stops if (at := text.find(s.encode())) >= 0), default=None)
+
+
+@pytest.mark.parametrize("stops", TEXTS, ids=str)
+def test_stop_text_ends_an_answer_at_the_token_that_completes_it(stops: tuple[str, ...]) -> None:
+    """Across tokens and across verdicts; and not a token later, which would be counted."""
+    for tokens in product(range(len(PIECES)), repeat=5):
+        texts = [b"".join(PIECES[t] for t in tokens[:count]) for count in range(6)]
+        ends = [i for i in range(1, 6) if first_stop(texts[i], stops) is not None]
+        for cut in (1, 2, 5):
+            rule, written, reason = StopRule((), stops, PIECES), list[int](), None
+            for start in range(0, 5, cut):
+                part, reason = rule.cut(tokens[start : start + cut], 100)
+                written += part
+                if reason:
+                    break
+            assert (len(written), reason) == ((ends[0], "stop") if ends else (5, None))
+
+
+@pytest.mark.parametrize("stops", TEXTS, ids=str)
+def test_nothing_of_a_stop_text_is_ever_shown_and_all_before_it_is(stops: tuple[str, ...]) -> None:
+    """Text that a reader has seen can't be taken back; text that is held back for ever is lost."""
+    for tokens in product(range(len(PIECES)), repeat=5):
+        looker, shown, text = StopTexts(stops), b"", b""
+        for token in tokens:
+            text += PIECES[token]
+            shown += looker.push(PIECES[token])
+            at = first_stop(text, stops)
+            if at is not None:
+                assert (shown, looker.found) == (text[:at], True)
+                break
+            assert text.startswith(shown)
+            held = text[len(shown) :]
+            assert not held or any(s.encode().startswith(held) for s in stops), "held for nothing"
+        assert shown + looker.flush() == (text if at is None else text[:at])
+
+
+def test_token_that_ends_and_a_text_that_ends_come_before_the_limit() -> None:
+    """All at once: the answer is complete."""
+    assert StopRule((), ("b",), PIECES).cut([1, 2], 2) == ([1, 2], "stop")
+    assert StopRule((2,), ("a",), PIECES).cut([2, 1], 5) == ([2], "stop")
+
+
+def test_ids_beyond_the_vocabulary_add_no_text() -> None:
+    """A padded id in the middle of a stop text."""
+    assert StopRule((), ("ab",), PIECES).cut([1, 99, 2, 1], 9) == ([1, 99, 2], "stop")
