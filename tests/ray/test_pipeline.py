@@ -13,6 +13,28 @@ from tests.prompts import prompts
 
 GREEDY = SamplingParams(max_tokens=32)
 WARM = SamplingParams(max_tokens=32, temperature=0.8, seed=7)
+ALL = SamplingParams(
+    max_tokens=32,
+    temperature=0.9,
+    top_k=50,
+    top_p=0.95,
+    min_p=0.02,
+    repetition_penalty=1.2,
+    frequency_penalty=0.3,
+    presence_penalty=0.2,
+    logit_bias={28: -2.0, 30: 1.5},
+    seed=3,
+    n=2,
+    stop=[" the ", "\n\n"],
+    logprobs=3,
+)
+"""Everything that can be asked at once."""
+
+
+def content(completion):
+    """What must not depend on the draft."""
+    told = (completion.token_ids, completion.text, completion.finish_reason, completion.sample)
+    return *told, completion.logprobs
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +44,8 @@ def reference(smollm2):
     config = Config().override(models_dir=models, draft={"model": "none"})
     with Pipeline.launch(config) as pipeline:
         return {
-            params: [c.token_ids for c in pipeline.generate(prompts(3), params)]
-            for params in (GREEDY, WARM)
+            params: [content(c) for c in pipeline.generate(prompts(3), params)]
+            for params in (GREEDY, WARM, ALL)
         }
 
 
@@ -36,10 +58,82 @@ def pipeline(request, smollm2, smollm2_pruned):
         yield pipeline
 
 
-@pytest.mark.parametrize("params", [GREEDY, WARM], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("params", [GREEDY, WARM, ALL], ids=["greedy", "sampled", "all options"])
 def test_a_draft_never_changes_what_the_target_writes(pipeline, reference, params):
+    """Tokens, text, end and log-probabilities: all are the target's own."""
     completions = pipeline.generate(prompts(3), params)
-    assert [c.token_ids for c in completions] == reference[params]
+    assert [content(c) for c in completions] == reference[params]
+
+
+def test_options_have_their_effect(reference):
+    """An option that is lost on its way is lost on both sides, and comparing them shows nothing."""
+    assert len(reference[ALL]) == 2 * len(reference[GREEDY])
+    assert len({tuple(tokens) for tokens, *_ in reference[ALL]}) == len(reference[ALL])
+    for tokens, text, reason, sample, logprobs in reference[ALL]:
+        assert sample in {0, 1}
+        assert len(logprobs) == len(tokens)
+        assert all(len(each.top_ids) == 3 for each in logprobs)
+        for token, each in zip(tokens, logprobs, strict=True):
+            known = dict(zip(each.top_ids, each.top_logprobs, strict=True))
+            assert known.get(token, each.logprob) == each.logprob
+            assert each.logprob <= each.top_logprobs[0] <= 0
+        assert " the " not in text
+        assert "\n\n" not in text
+        assert reason in {"stop", "length"}
+    assert "stop" in {reason for _, _, reason, _, _ in reference[ALL]}
+
+
+def test_answer_ends_before_the_stop_text_and_counts_nothing_after_it(pipeline, reference):
+    """Tokens of the same block that come after it must be neither shown nor counted."""
+    tokens, text, *_ = reference[GREEDY][0]
+    stop = text[len(text) // 2 :][:5]
+    params = SamplingParams(max_tokens=32, stop=stop)
+    with pipeline.stream(prompts(1)[0], params) as stream:
+        shown = "".join(stream)
+    completion = stream.completion
+    assert completion.finish_reason == "stop"
+    assert shown == completion.text == text[: text.index(stop)]
+    assert completion.token_ids == tokens[: len(completion.token_ids)]
+    assert completion.metrics.completion_tokens == len(completion.token_ids)
+    decode = pipeline.pair.tokenizer.decode
+    assert stop in decode(completion.token_ids)
+    assert stop not in decode(completion.token_ids[:-1])
+    if pipeline.pair.draft.name == "smollm2":
+        assert completion.metrics.acceptance_rate == 1.0
+
+
+def test_tokens_that_the_target_lacks_are_refused(pipeline):
+    with pytest.raises(UserError, match="logit_bias names the token id 99999"):
+        pipeline.generate(prompts(1), SamplingParams(logit_bias={99_999: 1.0}))
+    with pytest.raises(UserError, match="stop_token_ids names the token id 99999"):
+        pipeline.generate(prompts(1), SamplingParams(stop_token_ids=[3, 99_999]))
+
+
+def test_models_run_at_the_priority_of_the_program(pipeline):
+    """Ray's own default is nice 15: beside any busy program a model would nearly stand still."""
+    hosts = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if any("WorkerHost" in part for part in process.cmdline())
+    ]
+    assert hosts
+    assert {process.nice() for process in hosts} == {psutil.Process().nice()}
+
+
+def test_rejection_writes_with_real_models(smollm2, smollm2_pruned, reference):
+    """Its laws travel through the real codec and sockets; greedily it is the coupled rule."""
+    config = Config().override(
+        models_dir=str(smollm2.folder.parent), pipeline={"acceptance": "rejection"}
+    )
+    with Pipeline.launch(config) as pipeline:
+        greedy = pipeline.generate(prompts(3), GREEDY)
+        completions = pipeline.generate(prompts(3), WARM)
+    assert [content(c) for c in greedy] == reference[GREEDY]
+    for completion in completions:
+        metrics = completion.metrics
+        assert (metrics.protocol_errors, metrics.timeouts) == (0, 0)
+        assert metrics.accepted > 0
+        assert completion.finish_reason in {"stop", "length"}
 
 
 def test_a_run_without_faults_has_no_timeout_and_no_protocol_error(pipeline):
@@ -94,7 +188,7 @@ def test_one_pipeline_serves_several_threads(pipeline, reference):
         thread.start()
     for thread in threads:
         thread.join()
-    assert [results[i] for i in range(3)] == reference[GREEDY]
+    assert [results[i] for i in range(3)] == [tokens for tokens, *_ in reference[GREEDY]]
 
 
 def test_workers_run_on_the_cores_that_they_report(pipeline):
