@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MODELS := saved_models/smollm2/source.json saved_models/smollm2-pruned/source.json
 
-.PHONY: run test test-slow test-gpu measure check clean
+.PHONY: run test test-slow test-gpu measure verify check clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # one pip at a time
 
@@ -36,6 +36,15 @@ test-gpu: $(VENV)/.test $(MODELS)
 measure: $(VENV)/.test $(MODELS)
 	$(BIN)/python -m tests.measure_handover
 	$(BIN)/python -m tests.measure_pair
+
+# Hours; the same command goes on where it was interrupted.
+verify: $(VENV)/.run $(MODELS)
+	$(if $(PROMPTS),,$(error name a file of JSON lines, as in `make verify PROMPTS=my.jsonl`))
+	@for dtype in float16 float32; do for temperature in 0 0.7 1.0; do \
+		echo "$$dtype, temperature $$temperature"; \
+		$(BIN)/specpipe verify --prompts "$(PROMPTS)" --max-tokens 128 \
+			--dtype $$dtype --temperature $$temperature --json || exit; \
+	done; done
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .

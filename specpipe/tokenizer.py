@@ -15,6 +15,7 @@ from tokenizers import models, pre_tokenizers
 
 from specpipe.chat_template import render
 from specpipe.errors import UserError
+from specpipe.messages import MAX_TEXT
 from specpipe.stopping import StopTexts
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5  # llama.cpp's token types
@@ -52,6 +53,8 @@ class Tokenizer:
             b"" if token in self.special else _bytes_of(text, raw=types[token] == _USER_DEFINED)
             for token, text in enumerate(self.tokens)
         ]
+        if (longest := max(map(len, self.token_bytes), default=0)) > MAX_TEXT:
+            raise _broken("tokens", f"has a token of {longest} bytes, more than {MAX_TEXT}")
         self.used_size = max((t + 1 for t, kind in enumerate(types) if kind != _UNUSED), default=0)
         self._bos = read.id("bos_token_id")
         self._eos = read.id("eos_token_id")
