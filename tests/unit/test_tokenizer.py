@@ -179,6 +179,7 @@ class TestMetadata:
             ({"tokens": None}, "tokens is not a list of texts"),
             ({"tokens": ["a", 3]}, "tokens is not a list of texts"),
             ({"token_type": [1]}, "token_type is not a list of 261 numbers"),
+            (appended("x" * 5000), "a token of 5000 bytes"),
             ({"merges": "a b"}, "merges is not a list of texts"),
             ({"merges": ["a zz"]}, "merges don't fit"),
             ({"merges": ["ab"]}, "merges don't fit"),
