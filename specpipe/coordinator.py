@@ -32,7 +32,7 @@ from specpipe.messages import (
     Verdict,
 )
 from specpipe.metrics import RequestMetrics
-from specpipe.policy import Policy, Situation
+from specpipe.policy import Observer, Policy, Situation, Verified
 from specpipe.sequence import BlockFate, DraftState, SequenceState
 from specpipe.stopping import FinishReason, cut_at_stop
 
@@ -61,6 +61,7 @@ class Coordinator:
         lookahead: most drafted tokens ahead of the committed ones.
         prefill_chunk: most tokens fed by one extend that judges nothing.
         wait_timeout_s: how long to wait for a promised draft token.
+        observers: hear what the policy hears.
     """
 
     def __init__(
@@ -70,10 +71,12 @@ class Coordinator:
         lookahead: int = 64,
         prefill_chunk: int = 256,
         wait_timeout_s: float = 1.0,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.sequences: dict[int, SequenceState] = {}
         self.workers: dict[Role, _Worker] = {"draft": _Worker(), "target": _Worker()}
         self._policy = policy
+        self._observers: tuple[Observer, ...] = (policy, *observers)
         self._lookahead = lookahead
         self._prefill_chunk = prefill_chunk
         self._wait_timeout_s = wait_timeout_s
@@ -106,8 +109,18 @@ class Coordinator:
         self._handlers[type(event)](event)
         self._admit()
         for sequence in self.sequences.values():
-            self._dispatch(sequence)
-        return sorted(self._commands, key=urgency)
+            if sequence.extend is None:
+                self._dispatch(sequence)
+            if sequence.followed:
+                self._inform_draft(sequence)
+        if len(self._commands) > 1:
+            self._commands.sort(key=urgency)
+        return self._commands
+
+    def reflect(self) -> None:
+        """To be called once the commands are on their way: what takes longer is done now."""
+        for observer in self._observers:
+            observer.reflect()
 
     # -- the user
 
@@ -210,12 +223,30 @@ class Coordinator:
             return
         for begun, ended in zip(event.begun, event.ended, strict=True):
             sequence.metrics.drafting.add(begun, ended)
+        drafted = sequence.metrics.drafted
         fate = sequence.take_block(event)
+        self._observe_draft(sequence, event, sequence.metrics.drafted - drafted)
         if fate is BlockFate.STALE:
             sequence.metrics.stale_blocks += 1
         elif fate is BlockFate.ERROR:
             sequence.metrics.protocol_errors += 1
             self._open(sequence)
+
+    def _observe_draft(self, sequence: SequenceState, block: Block, new_tokens: int) -> None:
+        """Note where the draft is in its work, and tell how long its steps take."""
+        pace = sequence.pace
+        if pace.cut_age is not None:
+            pace.note_stretches(block.begun, block.ended)
+        if not new_tokens:
+            return
+        if pace.known:
+            seconds = self._now - pace.since
+            for observer in self._observers:
+                if pace.cut_age is None:
+                    observer.drafted(seconds / new_tokens)
+                elif new_tokens == 1:
+                    observer.restarted(seconds, pace.overrun, pace.cut_age)
+        pace.since, pace.cut_age, pace.fresh, pace.known = self._now, None, False, True
 
     # -- the target
 
@@ -243,22 +274,40 @@ class Coordinator:
         )
         metrics.note_accepted([d.begun for d in block[: event.accepted][: len(tokens)]])
         metrics.verifying.add(event.begun, event.ended)
+        self._observe_verdict(sequence, event)
         sequence.target_length = len(sequence.committed) + event.accepted
         self._commit(sequence, tokens)
         sequence.handover = bool(sequence.waiting)
         if reason:
             self._finish(sequence, reason)
 
+    def _observe_verdict(self, sequence: SequenceState, verdict: Verdict) -> None:
+        """Tell how long a verification took, unless the target had to read other tokens too."""
+        assert sequence.extend is not None
+        count = len(sequence.in_flight)
+        if len(sequence.extend.tokens) == count + 1:
+            verification = Verified(
+                sequence.request,
+                count,
+                verdict.accepted,
+                self._now - sequence.sent_at,
+                sequence.sent_alone,
+            )
+            for observer in self._observers:
+                observer.verified(verification)
+
     def _commit(self, sequence: SequenceState, tokens: Sequence[int]) -> None:
-        """Make tokens final: commits and rollbacks alike."""
+        """Make tokens final: commits and rollbacks alike. The draft hears of it once we know how
+        far it may go on."""
         start = len(sequence.committed)
         metrics = sequence.metrics
         metrics.completion_tokens += len(tokens)
         if metrics.first_token is None:
             metrics.first_token = self._now
-        commit = sequence.commit(tokens, self._limit(sequence, len(tokens)))
-        if sequence.draft in {DraftState.OPENING, DraftState.OPEN}:
-            self._send("draft", commit)
+        judged = sequence.commit(tokens, self._now)
+        if judged:
+            for observer in self._observers:
+                observer.judged(judged)
         self._commands.append(Tokens(sequence.request, start, tuple(tokens)))
 
     # -- what follows from the state
@@ -276,22 +325,16 @@ class Coordinator:
     def _dispatch(self, sequence: SequenceState) -> None:
         """Give the target its next work on this sequence, or wait for the draft."""
         target = self.workers["target"]
-        if sequence.request not in target.held or sequence.extend is not None:
+        if sequence.request not in target.held:
             return
         behind = len(sequence.committed) - 1 - sequence.target_length
         if behind > self._prefill_chunk:
             self._send("target", sequence.prefill(self._next_id(), self._prefill_chunk))
             return
-        largest = self._left(sequence) - 1
-        situation = Situation(
-            confidences=[d.confidence for d in sequence.waiting],
-            largest_block=largest,
-            may_wait=sequence.drafting
-            and not sequence.must_send
-            and len(sequence.waiting) < largest,
-        )
-        count = self._policy.decide(situation)
+        count, ahead = self._policy.decide(self._situation(sequence))
+        sequence.pause_at = None if ahead is None else sequence.chain_length + ahead
         if count is not None:
+            sequence.sent_at, sequence.sent_alone = self._now, self._rests(sequence)
             self._send("target", sequence.verify(self._next_id(), count))
             return
         sequence.handover = False
@@ -301,12 +344,43 @@ class Coordinator:
                 StartTimer(sequence.request, sequence.timer, self._wait_timeout_s)
             )
 
+    def _situation(self, sequence: SequenceState) -> Situation:
+        waiting, pace = sequence.waiting, sequence.pace
+        largest = self._left(sequence) - 1
+        return Situation(
+            [d.confidence for d in waiting],
+            largest,
+            sequence.drafting and not sequence.must_send and len(waiting) < largest,
+            pace.fresh,
+            len(sequence.committed),
+            waiting[0].offset if waiting else sequence.run,
+            self._now - pace.since if sequence.drafting else 0.0,
+            pace.cut_age,
+            sequence.values_hidden,
+        )
+
+    def _rests(self, sequence: SequenceState) -> bool:
+        """Whether the draft has nothing to do before the next commit."""
+        return not sequence.followed or self._limit(sequence) <= sequence.chain_length
+
+    def _inform_draft(self, sequence: SequenceState) -> None:
+        """Send the draft what was committed, and how far it may go on."""
+        rested = not sequence.drafting
+        commit = sequence.news(self._limit(sequence))
+        if commit is not None:
+            if rested and not commit.tokens:
+                sequence.pace.restart(self._now, resting=True, fresh=False)
+            self._send("draft", commit)
+
     def _open(self, sequence: SequenceState) -> None:
         self.workers["draft"].held.add(sequence.request)
-        self._send("draft", sequence.open(self._limit(sequence, 0)))
+        self._send("draft", sequence.open(self._limit(sequence)))
 
     def _finish(self, sequence: SequenceState, reason: FinishReason, cause: str = "") -> None:
         del self.sequences[sequence.request]
+        if unjudged := sequence.unjudged():
+            for observer in self._observers:
+                observer.judged(unjudged)
         sequence.metrics.finished = self._now
         for role, worker in self.workers.items():
             if worker.up and sequence.request in worker.held:
@@ -318,15 +392,15 @@ class Coordinator:
     def _left(self, sequence: SequenceState) -> int:
         return sequence.left(self.workers["target"].context_length)
 
-    def _limit(self, sequence: SequenceState, more: int) -> int:
-        """How long the draft's chain may get once `more` tokens are committed.
+    def _limit(self, sequence: SequenceState) -> int:
+        """How long the draft's chain may get.
 
         The last token of a request needs no guess: the target always adds one of its own.
         """
-        committed = len(sequence.committed) + more
         whole = sequence.prompt_length + sequence.max_tokens
         whole = min(whole, self.workers["target"].context_length)
-        return min(whole - 1, committed + self._lookahead)
+        limit = min(whole - 1, len(sequence.committed) + self._lookahead)
+        return limit if sequence.pause_at is None else min(limit, sequence.pause_at)
 
     def _send(self, role: Role, message: ToDraft | ToTarget) -> None:
         self._commands.append(Send(role, self.workers[role].incarnation, message))
@@ -346,9 +420,7 @@ class Coordinator:
     def _drafted(self, event: Opened | Exhausted | Resync | Block) -> SequenceState | None:
         """The sequence that a message of today's draft is about."""
         sequence = self._current("draft", event)
-        if sequence and sequence.draft in {DraftState.OPENING, DraftState.OPEN}:
-            return sequence
-        return None
+        return sequence if sequence and sequence.followed else None
 
     def _answered(self, event: Verdict | Progress) -> SequenceState | None:
         """The sequence whose extend this answers; anything else is late or doubled."""

@@ -35,7 +35,7 @@ from specpipe.messages import (
     Submit,
     Tokens,
 )
-from specpipe.policy import make_policy
+from specpipe.dispatch import make_policy
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +96,7 @@ class Hub:
         """Let the coordinator handle an event, and do what it says."""
         for command in self._coordinator.handle(event, time.monotonic()):
             self._do(command)
+        self._coordinator.reflect()
         if isinstance(event, Ready):
             self._user.send(event)
 

@@ -1,0 +1,167 @@
+"""What a dispatch rule must know of models and machine, measured as it runs.
+
+All times are the coordinator's own: from sending something to the answer's arrival. So they hold
+whatever lies between, be it the channel, other sequences, or a shared memory.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from specpipe.policy import Judged, Verified
+
+_SHRINKAGE = 2.0  # how many observations the line through all blocks is worth against each size's
+_OUTLIER = 4.0  # a step this many times longer than usual was held up by something else
+
+
+class Average:
+    """A mean that forgets: each new value counts 1, the older ones `keep`, keep², ..."""
+
+    __slots__ = ("_keep", "value", "weight")
+
+    def __init__(self, keep: float, value: float = 0.0, weight: float = 0.0) -> None:
+        self._keep, self.value, self.weight = keep, value, weight
+
+    def add(self, value: float) -> None:
+        """Take one more."""
+        self.weight = self.weight * self._keep + 1.0
+        self.value += (value - self.value) / self.weight
+
+
+class Chances:
+    """How often guesses are right, those before them being right.
+
+    By the draft's confidence, in buckets, or by the position since the draft last began anew. Each
+    bucket is drawn to the mean of all, the more, the fewer guesses it has seen.
+    """
+
+    _EDGES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
+    _POSITIONS = 16
+    _KEEP = 0.999
+    _PRIOR = 4.0
+
+    def __init__(self) -> None:
+        self._all = Average(self._KEEP, 0.5, 2.0)
+        self._by_confidence = [Average(self._KEEP) for _ in range(len(self._EDGES) + 1)]
+        self._by_position = [Average(self._KEEP) for _ in range(self._POSITIONS)]
+
+    def note(self, guesses: Sequence[Judged]) -> None:
+        """Learn what became of some guesses."""
+        for _, _, offset, confidence, right, _, _ in guesses:
+            if right is not None:
+                value = 1.0 if right else 0.0
+                self._all.add(value)
+                self._by_confidence[bisect_right(self._EDGES, confidence)].add(value)
+                self._by_position[min(offset, self._POSITIONS - 1)].add(value)
+
+    @property
+    def mean(self) -> float:
+        """Of a guess of which nothing is known yet."""
+        return min(max(self._all.value, 0.01), 0.99)
+
+    def of_confidence(self, confidence: float) -> float:
+        """Of a guess of which the draft thinks so."""
+        return self._drawn(self._by_confidence[bisect_right(self._EDGES, confidence)])
+
+    def of_position(self, offset: int) -> float:
+        """Of the guess that so many came before since the draft last began anew."""
+        return self._drawn(self._by_position[min(offset, self._POSITIONS - 1)])
+
+    def _drawn(self, bucket: Average) -> float:
+        weight = bucket.weight
+        value = (bucket.value * weight + self._all.value * self._PRIOR) / (weight + self._PRIOR)
+        return min(max(value, 0.001), 0.999)
+
+
+class PassTimes:
+    """Seconds from sending a block to its verdict, by the number of drafted tokens in it.
+
+    A size's own mean is drawn to the straight line through all. Sizes never tried lie on that line,
+    which is flat until two sizes were tried: so larger blocks are tried before they are condemned.
+    """
+
+    _KEEP = 0.99
+    _KEEP_LINE = 0.998
+
+    def __init__(self) -> None:
+        self._by_count: dict[int, Average] = {}
+        self._line = [Average(self._KEEP_LINE) for _ in range(4)]  # means of m, t, m m, m t
+
+    @property
+    def seen(self) -> float:
+        """How many passes, the forgotten ones left out."""
+        return self._line[0].weight
+
+    def note(self, count: int, seconds: float) -> None:
+        """Learn from one pass."""
+        if count not in self._by_count:
+            self._by_count[count] = Average(self._KEEP)
+        self._by_count[count].add(seconds)
+        for mean, value in zip(
+            self._line, (count, seconds, count * count, count * seconds), strict=True
+        ):
+            mean.add(value)
+
+    def table(self, most: int) -> tuple[float, ...]:
+        """Seconds for 0 to `most` drafted tokens; never falling."""
+        m, t, mm, mt = (mean.value for mean in self._line)
+        spread = mm - m * m
+        slope = max(0.0, (mt - m * t) / spread) if spread > 1e-9 else 0.0
+        times, longest = [], 0.0
+        for count in range(most + 1):
+            line = max(0.0, t + slope * (count - m))
+            own = self._by_count.get(count)
+            if own is not None:
+                line = (own.value * own.weight + line * _SHRINKAGE) / (own.weight + _SHRINKAGE)
+            longest = max(longest, line)
+            times.append(longest)
+        return tuple(times)
+
+
+class Costs:
+    """All that is measured.
+
+    Attributes:
+        step: seconds from one drafted token to the next.
+        lag: seconds that beginning anew takes besides a step, and besides finishing the old one.
+        alone: seconds of a plain pass of the target while the draft rests.
+        passes, chances: see there.
+    """
+
+    def __init__(self) -> None:
+        self.step = Average(0.99)
+        self.lag = Average(0.98)
+        self.alone = Average(0.95)
+        self.passes = PassTimes()
+        self.chances = Chances()
+        self._overrun = Average(0.98)
+        self._residual = Average(0.98)
+
+    def note_step(self, seconds: float) -> None:
+        """A token came so long after the one before."""
+        step = self.step
+        step.add(min(seconds, _OUTLIER * step.value) if step.weight >= 3 else seconds)
+
+    def note_restart(self, seconds: float, overrun: float, cut_age: float) -> None:
+        """The first token after the draft began anew; see Observer.restarted."""
+        step = self.step.value
+        if not step:
+            return
+        if math.isfinite(cut_age):
+            self._overrun.add(min(overrun, step))
+            self._residual.add(max(0.0, step - cut_age))
+        self.lag.add(min(max(0.0, seconds - overrun - step), _OUTLIER * step))
+
+    def note_pass(self, verification: Verified) -> None:
+        """A verdict came."""
+        if verification.alone and verification.count == 0:
+            self.alone.add(verification.seconds)
+        else:
+            self.passes.note(verification.count, verification.seconds)
+
+    @property
+    def drag(self) -> float:
+        """Which part of a step in progress the draft finishes before it begins anew, 0 to 1."""
+        if self._residual.value <= 1e-3 * self.step.value:
+            return 0.0
+        return min(1.0, self._overrun.value / self._residual.value)

@@ -1,0 +1,218 @@
+"""`elastic`: the dispatch rule that has nothing to tune.
+
+It measures what the machine and the models are like (costs.py), solves the decision problem for it
+(semi_markov.py) whenever that has changed, and then decides with each token's own chance: of all
+blocks that can be sent now, or after waiting for k more tokens, it takes the one with the largest
+
+    1 + a_1 + a_1 a_2 + ... + (a_1 ... a_m)  -  R (waiting + T(m))  +  E[h(next state)]
+
+tokens, where a_i is the calibrated chance of the i-th waiting token, α that of tokens to come, and
+R and h are the solution's rate and values. With all a_i = α this is the solution itself; otherwise
+it is one step of policy improvement on it.
+
+Where the target alone is faster, the draft rests, so that it takes no memory bandwidth either, and
+is tried again now and then, ever more rarely while it keeps failing.
+"""
+
+import math
+from collections.abc import Sequence
+
+from specpipe.costs import Average, Costs
+from specpipe.policy import Decision, Judged, Situation, Verified
+from specpipe.semi_markov import TIE, Plan, Problem, solve
+
+_LOOK_EVERY = 16  # verifications, to see whether the costs have moved
+_LEAST_SEEN = 3  # steps and passes before the first solution
+_NEGLIGIBLE = 1e-3  # no more tokens are drafted ahead than have this chance to be used
+_LEAST_AHEAD, _MOST_AHEAD = 8, 48
+_DRAG_THAT_MATTERS = 0.05  # below, pausing the draft is not looked into
+_FALLING = 3  # so many longer waits, each worth less than the last, and we look no further
+_LATE = 0.99  # of a step; what should have come by now is taken to come at once
+
+
+class Elastic:
+    """See Policy; one object serves all sequences of a pipeline."""
+
+    def __init__(self) -> None:
+        self.costs = Costs()
+        self.plan: Plan | None = None
+        self._unlooked = 0
+        self._resting = _Resting()
+
+    # -- what it hears
+
+    def drafted(self, seconds: float) -> None:
+        """See Observer."""
+        self.costs.note_step(seconds)
+
+    def restarted(self, seconds: float, overrun: float, cut_age: float) -> None:
+        """See Observer."""
+        self.costs.note_restart(seconds, overrun, cut_age)
+
+    def verified(self, verification: Verified) -> None:
+        """See Observer."""
+        self.costs.note_pass(verification)
+        self._resting.note_pass()
+        self._unlooked += 1
+
+    def judged(self, guesses: Sequence[Judged]) -> None:
+        """See Observer."""
+        self.costs.chances.note(guesses)
+
+    def reflect(self) -> None:
+        """Solve again if the costs have moved; then see whether speculation pays at all."""
+        due = self._unlooked >= (_LOOK_EVERY if self.plan else 1)
+        if not (due or (self._unlooked and self._resting.due)):
+            return
+        self._unlooked = 0
+        problem = self._problem()
+        if problem is None:
+            return
+        if self.plan is None or _has_moved(self.plan.problem, problem):
+            self.plan = solve(problem)
+        self._resting.consider(self.plan, self.costs.alone)
+
+    def _problem(self) -> Problem | None:
+        costs = self.costs
+        if costs.step.weight < _LEAST_SEEN - 1 or costs.passes.seen < _LEAST_SEEN - 1:
+            return None
+        alpha, step = costs.chances.mean, costs.step.value
+        most = math.ceil(math.log(_NEGLIGIBLE) / math.log(alpha))
+        most = min(max(most, _LEAST_AHEAD), _MOST_AHEAD)
+        return Problem(step, costs.passes.table(most), alpha, costs.lag.value / step, costs.drag)
+
+    # -- what it says
+
+    def decide(self, situation: Situation) -> Decision:
+        """See Policy."""
+        waiting = min(len(situation.confidences), situation.largest_block)
+        if self._resting.now:
+            return Decision(0, 0)
+        if self.plan is None:  # nothing measured yet: don't wait
+            return Decision(waiting)
+        chances = self._chances(situation, waiting)
+        return self._best(self.plan, situation, chances)
+
+    def _chances(self, situation: Situation, waiting: int) -> list[float]:
+        chances = self.costs.chances
+        if situation.values_hidden:
+            return [chances.of_position(situation.offset + i) for i in range(waiting)]
+        return [chances.of_confidence(c) for c in situation.confidences[:waiting]]
+
+    def _best(self, plan: Plan, situation: Situation, chances: list[float]) -> Decision:
+        """The decision that is worth most, by the formula above."""
+        problem, drafted = plan.problem, len(situation.confidences)
+        waiting, alpha, x = len(chances), problem.acceptance, self._state(plan, situation)
+        best, count, pause_at = -math.inf, 0, 0
+        product = gain = 1.0
+        for m in range(min(waiting, problem.most) + 1):
+            if m:
+                product *= chances[m - 1]
+                gain += product
+            following = chances[m] if m < waiting else alpha
+            worth, pause = _worth(plan, m, gain, product * following, x)
+            if worth > best:
+                best, count, pause_at = worth, m, pause
+        if situation.may_wait:
+            delay, falling, last = (waiting + 1 - x) * problem.step, 0, -math.inf
+            for m in range(waiting + 1, min(problem.most, situation.largest_block) + 1):
+                product *= alpha
+                gain += product
+                worth = _worth(plan, m, gain, product * alpha, float(m))[0] - plan.rate * delay
+                if worth > best:
+                    return Decision(None, max(1, problem.most - drafted))
+                falling = falling + 1 if worth < last else 0
+                if falling == _FALLING:
+                    break
+                last = worth
+                delay += problem.step
+        return Decision(count, max(0, pause_at - drafted))
+
+    def _state(self, plan: Plan, situation: Situation) -> float:
+        """x, as semi_markov.py has it. The next token may be late, but is still to come."""
+        step, age = plan.problem.step, situation.step_age
+        if situation.cut_age is not None:
+            residual = max(0.0, step - situation.cut_age)
+            age -= plan.problem.lag * step + plan.problem.drag * residual
+        return len(situation.confidences) + min(age / step, _LATE)
+
+
+def _worth(plan: Plan, m: int, gain: float, goes_on: float, x: float) -> tuple[float, int]:
+    """What sending m tokens is worth in state x, and the chain's length at which to pause the draft.
+
+    `gain` tokens are expected of it; with chance `goes_on` the m tokens and the one after stand.
+    """
+    problem = plan.problem
+    seconds = problem.passes[m]
+    end = min(x + seconds / problem.step, problem.most)
+    worth, pause_at = _after(plan, m, goes_on, end, problem.drag), problem.most
+    if problem.drag > _DRAG_THAT_MATTERS:
+        whole = math.floor(end + TIE)
+        paused = _after(plan, m, goes_on, float(whole), 0.0)
+        if paused > worth:
+            worth, pause_at = paused, whole
+    return gain - plan.rate * seconds + worth, pause_at
+
+
+def _after(plan: Plan, m: int, goes_on: float, end: float, drag: float) -> float:
+    """The expected value of the state after m tokens were judged, the draft being at `end`."""
+    residual = max(0.0, math.ceil(end - TIE) - end)
+    anew = plan.value(-plan.problem.lag - drag * residual)
+    if end + TIE < m + 1:
+        return anew
+    return goes_on * plan.value(end - m - 1) + (1 - goes_on) * anew
+
+
+def _has_moved(old: Problem, new: Problem) -> bool:
+    """Whether a solution for the one is not good enough for the other."""
+    if abs(new.acceptance - old.acceptance) > 0.005 + 0.05 * (1 - old.acceptance):
+        return True
+    if abs(new.lag - old.lag) > 0.05 or abs(new.drag - old.drag) > 0.05:
+        return True
+    for m in range(0, min(old.most, new.most) + 1, 4):
+        if abs(new.passes[m] / new.step - old.passes[m] / old.step) > 0.03 * max(
+            1.0, old.passes[m] / old.step
+        ):
+            return True
+    return abs(new.step / old.step - 1) > 0.03
+
+
+class _Resting:
+    """Whether the draft rests because the target alone is faster.
+
+    Attributes:
+        now: it does.
+    """
+
+    _TRIAL, _PROBE = 24, 4  # passes of a trial of the draft, and of the target alone
+    _FIRST, _LONGEST = 64, 4096
+    _MOST_CONTENTION = 1.6  # by how much a working draft can be thought to slow the target
+
+    def __init__(self) -> None:
+        self.now = False
+        self._trying = False
+        self._left = self._until_probe = self._rest = self._FIRST
+
+    def note_pass(self) -> None:
+        """One pass of the target more."""
+        self._left -= 1
+
+    @property
+    def due(self) -> bool:
+        """Whether a trial, a probe or a rest is over."""
+        return self._left <= 0
+
+    def consider(self, plan: Plan, alone: Average) -> None:
+        """Change sides, if that is better or must be found out."""
+        pays = not alone.weight or plan.rate * alone.value >= 1.0
+        if self.now:
+            if self.due:
+                self.now, self._trying, self._left = False, True, self._TRIAL
+        elif not pays and (self.due or not self._trying):
+            self.now, self._left = True, self._rest
+            self._rest = min(2 * self._rest, self._LONGEST)
+        elif self.due:
+            self._rest, self._trying, self._left = self._FIRST, False, self._until_probe
+            if plan.rate * plan.problem.passes[0] < self._MOST_CONTENTION:
+                self.now, self._left = True, self._PROBE
+                self._until_probe = min(2 * self._until_probe, self._LONGEST)
