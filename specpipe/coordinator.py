@@ -245,7 +245,7 @@ class Coordinator:
                 if pace.cut_age is None:
                     observer.drafted(seconds / new_tokens)
                 elif new_tokens == 1:
-                    observer.restarted(seconds, pace.overrun, pace.cut_age)
+                    observer.restarted(seconds, pace.given_up)
         pace.since, pace.cut_age, pace.fresh, pace.known = self._now, None, False, True
 
     # -- the target

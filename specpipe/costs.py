@@ -4,7 +4,6 @@ All times are the coordinator's own: from sending something to the answer's arri
 whatever lies between, be it the channel, other sequences, or a shared memory.
 """
 
-import math
 from bisect import bisect_right
 from collections.abc import Sequence
 
@@ -73,19 +72,44 @@ class Chances:
         return min(max(value, 0.001), 0.999)
 
 
+class Duration:
+    """The mean of some durations, and how much they differ from it.
+
+    Attributes:
+        mean: in seconds.
+        spread: mean square of the deviation, relative to the mean.
+    """
+
+    def __init__(self, keep: float) -> None:
+        self.mean = Average(keep)
+        self.spread = Average(keep)
+
+    def add(self, seconds: float) -> None:
+        """Take one more; one that something else held up counts as _OUTLIER usual ones."""
+        mean = self.mean
+        if mean.weight >= 3:
+            seconds = min(seconds, _OUTLIER * mean.value)
+            self.spread.add((seconds / mean.value - 1) ** 2)
+        mean.add(seconds)
+
+
 class PassTimes:
     """Seconds from sending a block to its verdict, by the number of drafted tokens in it.
 
     A size's own mean is drawn to the straight line through all. Sizes never tried lie on that line,
     which is flat until two sizes were tried: so larger blocks are tried before they are condemned.
+
+    Attributes:
+        spread: mean square of the deviation from the size's own mean, relative to it.
     """
 
     _KEEP = 0.99
     _KEEP_LINE = 0.998
 
     def __init__(self) -> None:
-        self._by_count: dict[int, Average] = {}
+        self._by_count: dict[int, Duration] = {}
         self._line = [Average(self._KEEP_LINE) for _ in range(4)]  # means of m, t, m m, m t
+        self.spread = Average(self._KEEP_LINE)
 
     @property
     def seen(self) -> float:
@@ -94,9 +118,10 @@ class PassTimes:
 
     def note(self, count: int, seconds: float) -> None:
         """Learn from one pass."""
-        if count not in self._by_count:
-            self._by_count[count] = Average(self._KEEP)
-        self._by_count[count].add(seconds)
+        own = self._by_count.setdefault(count, Duration(self._KEEP))
+        own.add(seconds)
+        if own.spread.weight:
+            self.spread.add((seconds / own.mean.value - 1) ** 2)
         for mean, value in zip(
             self._line, (count, seconds, count * count, count * seconds), strict=True
         ):
@@ -110,8 +135,8 @@ class PassTimes:
         times, longest = [], 0.0
         for count in range(most + 1):
             line = max(0.0, t + slope * (count - m))
-            own = self._by_count.get(count)
-            if own is not None:
+            if count in self._by_count:
+                own = self._by_count[count].mean
                 line = (own.value * own.weight + line * _SHRINKAGE) / (own.weight + _SHRINKAGE)
             longest = max(longest, line)
             times.append(longest)
@@ -123,34 +148,30 @@ class Costs:
 
     Attributes:
         step: seconds from one drafted token to the next.
-        lag: seconds that beginning anew takes besides a step, and besides finishing the old one.
         alone: seconds of a plain pass of the target while the draft rests.
         passes, chances: see there.
     """
 
     def __init__(self) -> None:
-        self.step = Average(0.99)
-        self.lag = Average(0.98)
+        self.step = Duration(0.99)
         self.alone = Average(0.95)
         self.passes = PassTimes()
         self.chances = Chances()
+        self._lag = Average(0.98)
         self._overrun = Average(0.98)
         self._residual = Average(0.98)
 
-    def note_step(self, seconds: float) -> None:
-        """A token came so long after the one before."""
-        step = self.step
-        step.add(min(seconds, _OUTLIER * step.value) if step.weight >= 3 else seconds)
-
-    def note_restart(self, seconds: float, overrun: float, cut_age: float) -> None:
+    def note_restart(self, seconds: float, given_up: tuple[float, float] | None) -> None:
         """The first token after the draft began anew; see Observer.restarted."""
-        step = self.step.value
+        step = self.step.mean.value
         if not step:
             return
-        if math.isfinite(cut_age):
-            self._overrun.add(min(overrun, step))
-            self._residual.add(max(0.0, step - cut_age))
-        self.lag.add(min(max(0.0, seconds - overrun - step), _OUTLIER * step))
+        overrun = 0.0
+        if given_up is not None:
+            age, overrun = given_up
+            self._overrun.add(overrun)
+            self._residual.add(max(0.0, step - age))
+        self._lag.add(min(seconds - overrun - step, _OUTLIER * step))
 
     def note_pass(self, verification: Verified) -> None:
         """A verdict came."""
@@ -160,8 +181,13 @@ class Costs:
             self.passes.note(verification.count, verification.seconds)
 
     @property
+    def lag(self) -> float:
+        """Seconds that beginning anew takes besides a step, and besides finishing the old one."""
+        return max(0.0, self._lag.value)
+
+    @property
     def drag(self) -> float:
         """Which part of a step in progress the draft finishes before it begins anew, 0 to 1."""
-        if self._residual.value <= 1e-3 * self.step.value:
+        if self._residual.value <= 1e-3 * self.step.mean.value:
             return 0.0
         return min(1.0, self._overrun.value / self._residual.value)

@@ -16,7 +16,7 @@ class _Fixed:
     def drafted(self, seconds: float) -> None:
         """See Observer."""
 
-    def restarted(self, seconds: float, overrun: float, cut_age: float) -> None:
+    def restarted(self, seconds: float, given_up: tuple[float, float] | None) -> None:
         """See Observer."""
 
     def verified(self, verification: Verified) -> None:

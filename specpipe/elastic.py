@@ -22,10 +22,9 @@ from specpipe.policy import Decision, Judged, Situation, Verified
 from specpipe.semi_markov import TIE, Plan, Problem, solve
 
 _LOOK_EVERY = 16  # verifications, to see whether the costs have moved
-_LEAST_SEEN = 3  # steps and passes before the first solution
+_LEAST_SEEN = 2  # steps and passes before the first solution
 _NEGLIGIBLE = 1e-3  # no more tokens are drafted ahead than have this chance to be used
 _LEAST_AHEAD, _MOST_AHEAD = 8, 48
-_DRAG_THAT_MATTERS = 0.05  # below, pausing the draft is not looked into
 _FALLING = 3  # so many longer waits, each worth less than the last, and we look no further
 _LATE = 0.99  # of a step; what should have come by now is taken to come at once
 
@@ -43,11 +42,11 @@ class Elastic:
 
     def drafted(self, seconds: float) -> None:
         """See Observer."""
-        self.costs.note_step(seconds)
+        self.costs.step.add(seconds)
 
-    def restarted(self, seconds: float, overrun: float, cut_age: float) -> None:
+    def restarted(self, seconds: float, given_up: tuple[float, float] | None) -> None:
         """See Observer."""
-        self.costs.note_restart(seconds, overrun, cut_age)
+        self.costs.note_restart(seconds, given_up)
 
     def verified(self, verification: Verified) -> None:
         """See Observer."""
@@ -73,13 +72,21 @@ class Elastic:
         self._resting.consider(self.plan, self.costs.alone)
 
     def _problem(self) -> Problem | None:
-        costs = self.costs
-        if costs.step.weight < _LEAST_SEEN - 1 or costs.passes.seen < _LEAST_SEEN - 1:
+        costs, step = self.costs, self.costs.step.mean
+        if min(step.weight, costs.passes.seen) < _LEAST_SEEN:
             return None
-        alpha, step = costs.chances.mean, costs.step.value
+        alpha = costs.chances.mean
         most = math.ceil(math.log(_NEGLIGIBLE) / math.log(alpha))
         most = min(max(most, _LEAST_AHEAD), _MOST_AHEAD)
-        return Problem(step, costs.passes.table(most), alpha, costs.lag.value / step, costs.drag)
+        return Problem(
+            step.value,
+            costs.passes.table(most),
+            alpha,
+            costs.lag / step.value,
+            costs.drag,
+            costs.step.spread.value,
+            costs.passes.spread.value,
+        )
 
     # -- what it says
 
@@ -143,21 +150,22 @@ def _worth(plan: Plan, m: int, gain: float, goes_on: float, x: float) -> tuple[f
     `gain` tokens are expected of it; with chance `goes_on` the m tokens and the one after stand.
     """
     problem = plan.problem
-    seconds = problem.passes[m]
-    end = min(x + seconds / problem.step, problem.most)
-    worth, pause_at = _after(plan, m, goes_on, end, problem.drag), problem.most
-    if problem.drag > _DRAG_THAT_MATTERS:
-        whole = math.floor(end + TIE)
-        paused = _after(plan, m, goes_on, float(whole), 0.0)
-        if paused > worth:
-            worth, pause_at = paused, whole
-    return gain - plan.rate * seconds + worth, pause_at
+    ends = problem.ends(x, m)
+    best, pause_at = -math.inf, problem.most
+    for limit in problem.pauses(ends[0]):
+        worth = 0.0
+        for end, weight in ends[1]:
+            worth += weight * _after(plan, m, goes_on, min(end, limit), limit)
+        if worth > best:
+            best, pause_at = worth, limit
+    return gain - plan.rate * problem.passes[m] + best, pause_at
 
 
-def _after(plan: Plan, m: int, goes_on: float, end: float, drag: float) -> float:
+def _after(plan: Plan, m: int, goes_on: float, end: float, limit: int) -> float:
     """The expected value of the state after m tokens were judged, the draft being at `end`."""
-    residual = max(0.0, math.ceil(end - TIE) - end)
-    anew = plan.value(-plan.problem.lag - drag * residual)
+    problem = plan.problem
+    residual = math.ceil(end - TIE) - end if problem.drag and end < limit else 0.0
+    anew = plan.value(-problem.lag - problem.drag * max(0.0, residual))
     if end + TIE < m + 1:
         return anew
     return goes_on * plan.value(end - m - 1) + (1 - goes_on) * anew
@@ -168,6 +176,10 @@ def _has_moved(old: Problem, new: Problem) -> bool:
     if abs(new.acceptance - old.acceptance) > 0.005 + 0.05 * (1 - old.acceptance):
         return True
     if abs(new.lag - old.lag) > 0.05 or abs(new.drag - old.drag) > 0.05:
+        return True
+    if abs(new.step_spread - old.step_spread) > 0.3 * old.step_spread + 1e-4:
+        return True
+    if abs(new.pass_spread - old.pass_spread) > 0.3 * old.pass_spread + 1e-4:
         return True
     for m in range(0, min(old.most, new.most) + 1, 4):
         if abs(new.passes[m] / new.step - old.passes[m] / old.step) > 0.03 * max(
@@ -190,7 +202,7 @@ class _Resting:
 
     def __init__(self) -> None:
         self.now = False
-        self._trying = False
+        self._probing = self._trying = False
         self._left = self._until_probe = self._rest = self._FIRST
 
     def note_pass(self) -> None:
@@ -207,12 +219,13 @@ class _Resting:
         pays = not alone.weight or plan.rate * alone.value >= 1.0
         if self.now:
             if self.due:
-                self.now, self._trying, self._left = False, True, self._TRIAL
+                self.now, self._trying = False, not self._probing
+                self._left = self._TRIAL if self._trying else self._until_probe
         elif not pays and (self.due or not self._trying):
-            self.now, self._left = True, self._rest
+            self.now, self._probing, self._left = True, False, self._rest
             self._rest = min(2 * self._rest, self._LONGEST)
         elif self.due:
             self._rest, self._trying, self._left = self._FIRST, False, self._until_probe
             if plan.rate * plan.problem.passes[0] < self._MOST_CONTENTION:
-                self.now, self._left = True, self._PROBE
+                self.now, self._probing, self._left = True, True, self._PROBE
                 self._until_probe = min(2 * self._until_probe, self._LONGEST)

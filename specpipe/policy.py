@@ -98,13 +98,13 @@ class Observer(Protocol):
     def drafted(self, seconds: float) -> None:
         """A token arrived from the draft, so long after the one before; nothing came between."""
 
-    def restarted(self, seconds: float, overrun: float, cut_age: float) -> None:
+    def restarted(self, seconds: float, given_up: tuple[float, float] | None) -> None:
         """The first token arrived after the draft had to begin anew.
 
         Args:
             seconds: since it was told to.
-            overrun: of these, the seconds that it still spent on the step in progress.
-            cut_age: how old that step was; infinite if there was none.
+            given_up: if a step was in progress then, how old it was, and how long the draft still
+                worked on it.
         """
 
     def verified(self, verification: Verified) -> None:

@@ -40,7 +40,20 @@ Floats = NDArray[np.float64]
 GRAIN = 8
 """Grid points per token."""
 
+NODES = (
+    (-2.3344142183, 0.0458758548),
+    (-0.7419637843, 0.4541241452),
+    (0.7419637843, 0.4541241452),
+    (2.3344142183, 0.0458758548),
+)
+"""Gauss-Hermite quadrature: values of a standard normal variable, and their weights."""
+
+DRAG_THAT_MATTERS = 0.05
+"""Below, pausing the draft is not looked into."""
+
+_NO_DEVIATION = 1e-4  # tokens
 _MOST_ITERATIONS = 50
+_GOES_ON = 1 - 1e-5  # the chance that a request doesn't end: so that every state leads to x = 0
 TIE = 1e-6
 """Part of a step: what ends at the same moment as a verification counts as done."""
 
@@ -55,6 +68,7 @@ class Problem:
         acceptance: chance that a guess is right, those before it being right; below 1.
         lag: steps lost whenever the draft begins anew.
         drag: part of the step in progress that it finishes first.
+        step_spread, pass_spread: mean squares of the relative deviations of the times above.
     """
 
     step: float
@@ -62,11 +76,38 @@ class Problem:
     acceptance: float
     lag: float = 0.0
     drag: float = 0.0
+    step_spread: float = 0.0
+    pass_spread: float = 0.0
 
     @property
     def most(self) -> int:
         """How many tokens may wait."""
         return len(self.passes) - 1
+
+    def deviation(self, m: int) -> float:
+        """Standard deviation of what the draft makes while m tokens are judged; tokens."""
+        made = self.passes[m] / self.step
+        return math.sqrt(made * self.step_spread + made * made * self.pass_spread)
+
+    def ends(self, x: float, m: int) -> tuple[float, list[tuple[float, float]]]:
+        """Where the draft is when the verdict on m tokens comes, if it runs on from x.
+
+        Returns:
+            The mean, and some values with their weights.
+        """
+        mean = x + self.passes[m] / self.step
+        deviation = self.deviation(m)
+        if deviation < _NO_DEVIATION:
+            return mean, [(mean, 1.0)]
+        return mean, [(mean + z * deviation, weight) for z, weight in NODES]
+
+    def pauses(self, mean: float) -> tuple[int, ...]:
+        """At which lengths pausing the draft is worth considering; last, not to pause it."""
+        if self.drag < DRAG_THAT_MATTERS:
+            return (self.most,)
+        below, nearest = math.floor(mean + TIE), math.floor(mean + 0.5)
+        found = {min(below, self.most), min(nearest, self.most)}
+        return (*found, self.most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +140,38 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Moves:
-    """All actions in all states: arrays [states, actions]; impossible ones have gain -inf.
+    """All actions in all states, arrays [states, actions], and where they lead, arrays [nodes,
+    states, actions]: with chance `stays` to `kept`, otherwise to `anew`.
 
-    With chance `stays` the state becomes `kept`, otherwise `anew`.
+    Impossible actions have gain -inf.
     """
 
     gain: Floats
     seconds: Floats
+    weights: Floats
     stays: Floats
-    kept: Floats
-    anew: Floats
+    kept: "_Places"
+    anew: "_Places"
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """States between grid points: the point below, and the weight of the one above."""
+
+    below: NDArray[np.intp]
+    part: Floats
+
+    @classmethod
+    def on(cls, grid: Floats, x: Floats) -> "_Places":
+        """The places of the states x."""
+        at = np.clip((x - grid[0]) * GRAIN, 0, len(grid) - 1)
+        below = np.minimum(at.astype(np.intp), len(grid) - 2)
+        return cls(below, at - below)
+
+    def values(self, values: Floats) -> Floats:
+        """Interpolated."""
+        found: Floats = values[self.below] * (1 - self.part) + values[self.below + 1] * self.part
+        return found
 
 
 def solve(problem: Problem) -> Plan:
@@ -116,15 +179,17 @@ def solve(problem: Problem) -> Plan:
     lowest = -math.ceil(problem.lag + problem.drag + 1e-9)
     states = lowest + np.arange((problem.most - lowest) * GRAIN + 1) / GRAIN
     moves = _moves(problem, states)
-    kept, anew = _spread(moves.kept, states), _spread(moves.anew, states)
     reference = -lowest * GRAIN
     rows = np.arange(len(states))
-    chosen = np.argmax(np.isfinite(moves.gain) * np.arange(1, moves.gain.shape[1] + 1), axis=1)
+    largest = np.maximum(states, 0).astype(np.intp)
+    chosen = 1 + largest  # send all that waits
     rate, values = 0.0, np.zeros(len(states))
     for _ in range(_MOST_ITERATIONS):
-        rate, values = _evaluate(moves, kept, anew, chosen, reference)
-        worth = moves.gain - rate * moves.seconds
-        worth += moves.stays * _at(values, kept) + (1 - moves.stays) * _at(values, anew)
+        rate, values = _evaluate(moves, chosen, reference)
+        later = moves.stays * moves.kept.values(values)
+        later += (1 - moves.stays) * moves.anew.values(values)
+        later = np.tensordot(moves.weights * _GOES_ON, later, 1)
+        worth = moves.gain - rate * moves.seconds + later
         better = np.argmax(worth, axis=1)
         improves = worth[rows, better] > worth[rows, chosen] + 1e-9
         if not improves.any():
@@ -134,65 +199,61 @@ def solve(problem: Problem) -> Plan:
 
 
 def _moves(problem: Problem, states: Floats) -> _Moves:
+    """Action 0 waits; then come blocks of 0, 1, ... tokens, once for each way to pause the draft."""
     alpha, most = problem.acceptance, problem.most
     x, m = states[:, None], np.arange(most + 1.0)[None, :]
-    seconds = np.array(problem.passes)[None, :]
-    ends = np.minimum(x + seconds / problem.step, most)
-    gain = np.where(m <= np.maximum(np.floor(x), 0), (1 - alpha ** (m + 1)) / (1 - alpha), -np.inf)
-    seconds = np.broadcast_to(seconds, ends.shape)
-    runs = _sends(problem, ends, m, np.ceil(ends - TIE) - np.minimum(ends, np.ceil(ends - TIE)))
-    pauses = _sends(problem, np.floor(ends + TIE), m, np.zeros(ends.shape))
+    passes = np.array(problem.passes)
+    mean = x + passes[None, :] / problem.step
+    deviations = np.array([problem.deviation(count) for count in range(most + 1)])
+    noisy = bool(deviations.max() >= _NO_DEVIATION)
+    nodes = NODES if noisy else ((0.0, 1.0),)
+    limits = [np.full(mean.shape, float(most))]
+    if problem.drag >= DRAG_THAT_MATTERS:
+        limits += [np.floor(mean + TIE), np.floor(mean + 0.5)]
     next_token = np.maximum(np.floor(states), 0) + 1
-    wait_gain = np.where(next_token <= most, 0.0, -np.inf)[:, None]
-    wait_seconds = ((next_token - states) * problem.step)[:, None]
-    sure = np.ones((len(states), 1))
     to = np.minimum(next_token, most)[:, None]
+    gain = np.where(m <= np.maximum(np.floor(x), 0), (1 - alpha ** (m + 1)) / (1 - alpha), -np.inf)
+    stays, kept, anew = [], [], []
+    for z, _ in nodes:
+        blocks = [_judged(problem, mean + z * deviations, m, limit) for limit in limits]
+        stays.append(np.hstack([np.ones(x.shape), *(block[0] for block in blocks)]))
+        kept.append(np.hstack([to, *(block[1] for block in blocks)]))
+        anew.append(np.hstack([to, *(block[2] for block in blocks)]))
     return _Moves(
-        np.hstack([wait_gain, gain, gain]),
-        np.hstack([wait_seconds, seconds, seconds]),
-        np.hstack([sure, runs[0], pauses[0]]),
-        np.hstack([to, runs[1], pauses[1]]),
-        np.hstack([to, runs[2], pauses[2]]),
+        np.hstack([np.where(next_token <= most, 0.0, -np.inf)[:, None], *[gain] * len(limits)]),
+        np.hstack(
+            [(next_token[:, None] - x) * problem.step]
+            + [np.broadcast_to(passes, mean.shape)] * len(limits)
+        ),
+        np.array([weight for _, weight in nodes]),
+        np.stack(stays),
+        _Places.on(states, np.stack(kept)),
+        _Places.on(states, np.stack(anew)),
     )
 
 
-def _sends(
-    problem: Problem, ends: Floats, m: Floats, residual: Floats
+def _judged(
+    problem: Problem, ends: Floats, m: Floats, limits: Floats
 ) -> tuple[Floats, Floats, Floats]:
-    """For blocks of m tokens, the draft being at `ends` when the verdict comes: the chance that the
-    chain goes on, where it is then, and where it is otherwise."""
+    """For blocks of m tokens, the draft being at `ends`, or paused at `limits`, when the verdict
+    comes: the chance that the chain goes on, where it is then, and where it is otherwise."""
+    limits = np.minimum(limits, problem.most)
+    residual = np.where(ends < limits, np.maximum(0.0, np.ceil(ends - TIE) - ends), 0.0)
+    ends = np.minimum(ends, limits)
     stays = np.where(ends + TIE >= m + 1, problem.acceptance ** (m + 1), 0.0)
     return stays, np.maximum(ends - m - 1, 0.0), -(problem.lag + problem.drag * residual)
 
 
-def _spread(x: Floats, states: Floats) -> tuple[NDArray[np.intp], Floats]:
-    """The grid point below, and the weight of the one above."""
-    at = np.clip((x - states[0]) * GRAIN, 0, len(states) - 1)
-    below = np.minimum(at.astype(np.intp), len(states) - 2)
-    return below, at - below
-
-
-def _at(values: Floats, place: tuple[NDArray[np.intp], Floats]) -> Floats:
-    below, part = place
-    found: Floats = values[below] * (1 - part) + values[below + 1] * part
-    return found
-
-
-def _evaluate(
-    moves: _Moves,
-    kept: tuple[NDArray[np.intp], Floats],
-    anew: tuple[NDArray[np.intp], Floats],
-    chosen: NDArray[np.intp],
-    reference: int,
-) -> tuple[float, Floats]:
+def _evaluate(moves: _Moves, chosen: NDArray[np.intp], reference: int) -> tuple[float, Floats]:
     """Rate and values of a policy: h - P h + R seconds = gain, h[reference] = 0."""
     rows = np.arange(len(chosen))
-    stays = moves.stays[rows, chosen]
     system = np.eye(len(chosen))
-    for (below, part), chance in ((kept, stays), (anew, 1 - stays)):
-        i, w = below[rows, chosen], part[rows, chosen]
-        np.subtract.at(system, (rows, i), chance * (1 - w))
-        np.subtract.at(system, (rows, i + 1), chance * w)
+    for node, weight in enumerate(moves.weights * _GOES_ON):
+        stays = moves.stays[node, rows, chosen]
+        for places, chance in ((moves.kept, weight * stays), (moves.anew, weight * (1 - stays))):
+            i, part = places.below[node, rows, chosen], places.part[node, rows, chosen]
+            np.subtract.at(system, (rows, i), chance * (1 - part))
+            np.subtract.at(system, (rows, i + 1), chance * part)
     system[:, reference] = moves.seconds[rows, chosen]  # in place of h[reference], which is 0
     solution = np.linalg.solve(system, moves.gain[rows, chosen])
     rate = float(solution[reference])

@@ -55,26 +55,27 @@ class Pace:
         cut_age: if it began anew then, how old the step was that it gave up; infinite if it was
             resting. None if it went on from one step to the next.
         fresh: whether it began anew because of a commit.
-        overrun: how long it nevertheless worked on that step.
+        given_up: of the step that it gave up, once it has reported it: how old it was at the
+            restart, and how long it still worked on it.
         known: False until the first token after an open.
     """
 
     since: float = 0.0
     cut_age: float | None = None
     fresh: bool = False
-    overrun: float = 0.0
+    given_up: tuple[float, float] | None = None
     known: bool = False
 
     def restart(self, now: float, *, resting: bool, fresh: bool) -> None:
         """The draft is being told something that lets it begin another step."""
         self.cut_age = math.inf if resting else now - self.since
-        self.since, self.fresh, self.overrun = now, fresh, 0.0
+        self.since, self.fresh, self.given_up = now, fresh, None
 
     def note_stretches(self, begun: Sequence[float], ended: Sequence[float]) -> None:
         """Look for the step that was in progress at the restart among those now reported."""
         for begin, end in zip(begun, ended, strict=True):
-            if begin < self.since < end:
-                self.cut_age, self.overrun = self.since - begin, end - self.since
+            if begin < self.since <= end:
+                self.given_up = self.since - begin, end - self.since
 
 
 @dataclass(slots=True)
@@ -181,8 +182,8 @@ class SequenceState:
 
     def commit(self, tokens: Sequence[int], now: float) -> list[Judged]:
         """Make tokens final, drop what they contradict; returns what became of the guesses."""
-        self.serial += 1
         start, resting = len(self.committed), not self.drafting
+        self.serial += 1
         sent, pending = len(self.in_flight), self.in_flight + self.waiting
         self.committed += tokens
         self._commit_serials += [self.serial] * len(tokens)
