@@ -109,10 +109,10 @@ class Coordinator:
         self._handlers[type(event)](event)
         self._admit()
         for sequence in self.sequences.values():
-            if sequence.extend is None:
+            if sequence.extend is None:  # else nothing that follows from the state has changed
                 self._dispatch(sequence)
-            if sequence.followed:
-                self._inform_draft(sequence)
+                if sequence.followed:
+                    self._inform_draft(sequence)
         if len(self._commands) > 1:
             self._commands.sort(key=urgency)
         return self._commands
@@ -221,11 +221,12 @@ class Coordinator:
     def _on_block(self, event: Block) -> None:
         if (sequence := self._drafted(event)) is None:
             return
+        metrics = sequence.metrics
         for begun, ended in zip(event.begun, event.ended, strict=True):
-            sequence.metrics.drafting.add(begun, ended)
-        drafted = sequence.metrics.drafted
+            metrics.drafting.add(begun, ended)
+        drafted = metrics.drafted
         fate = sequence.take_block(event)
-        self._observe_draft(sequence, event, sequence.metrics.drafted - drafted)
+        self._observe_draft(sequence, event, metrics.drafted - drafted)
         if fate is BlockFate.STALE:
             sequence.metrics.stale_blocks += 1
         elif fate is BlockFate.ERROR:
@@ -239,6 +240,7 @@ class Coordinator:
             pace.note_stretches(block.begun, block.ended)
         if not new_tokens:
             return
+        sequence.timer = None  # the promise was kept; the next token has its own time
         if pace.known:
             seconds = self._now - pace.since
             for observer in self._observers:

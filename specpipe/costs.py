@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from specpipe.policy import Judged, Verified
 
 _SHRINKAGE = 2.0  # how many observations the line through all blocks is worth against each size's
+_LEAST_S = 1e-9  # what came at one and the same moment was late before
 _OUTLIER = 4.0  # a step this many times longer than usual was held up by something else
 
 
@@ -86,7 +87,7 @@ class Duration:
 
     def add(self, seconds: float) -> None:
         """Take one more; one that something else held up counts as _OUTLIER usual ones."""
-        mean = self.mean
+        mean, seconds = self.mean, max(seconds, _LEAST_S)
         if mean.weight >= 3:
             seconds = min(seconds, _OUTLIER * mean.value)
             self.spread.add((seconds / mean.value - 1) ** 2)

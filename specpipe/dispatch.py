@@ -10,7 +10,7 @@ from specpipe.errors import UserError
 from specpipe.policy import Decision, Judged, Policy, Situation, Verified
 
 
-class _Fixed:
+class Unlearned:
     """A rule that learns nothing."""
 
     def drafted(self, seconds: float) -> None:
@@ -29,7 +29,7 @@ class _Fixed:
         """See Observer."""
 
 
-class TakeAll(_Fixed):
+class TakeAll(Unlearned):
     """Send all that waits; wait for at least one token while the draft is drafting (AMUSD)."""
 
     def decide(self, situation: Situation) -> Decision:
@@ -40,7 +40,7 @@ class TakeAll(_Fixed):
         return Decision(None)
 
 
-class Serial(_Fixed):
+class Serial(Unlearned):
     """Ordinary speculative decoding: draft γ tokens, rest while they are verified.
 
     With γ = 0 the target decodes alone.
@@ -58,7 +58,7 @@ class Serial(_Fixed):
         return Decision(min(waiting, self._draft_length), 0)
 
 
-class Pearl(_Fixed):
+class Pearl(Unlearned):
     """PEARL (Liu et al., "Parallel Speculative Decoding with Adaptive Draft Length", 2024).
 
     In each round the draft makes γ tokens while the target makes one pass. After a rollback that

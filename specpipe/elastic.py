@@ -29,14 +29,64 @@ _FALLING = 3  # so many longer waits, each worth less than the last, and we look
 _LATE = 0.99  # of a step; what should have come by now is taken to come at once
 
 
+class _Rule:
+    """A plan made ready for decisions: what depends on the number of sent tokens alone, looked up.
+
+    Attributes:
+        plan: that it is made of.
+        most: see Problem.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        problem = plan.problem
+        self.plan, self.most = plan, problem.most
+        self._cost = [plan.rate * seconds for seconds in problem.passes]
+        self._mean = [seconds / problem.step for seconds in problem.passes]
+        self._made = [problem.made(m) for m in range(problem.most + 1)]
+        self._anew = plan.value(-problem.lag)
+
+    def worth(self, m: int, gain: float, goes_on: float, x: float) -> tuple[float, int]:
+        """What sending m tokens is worth in state x, and the length at which to pause the draft.
+
+        `gain` tokens are expected of it; with chance `goes_on` the m and the one after stand.
+        """
+        best, pause_at = -math.inf, self.most
+        for limit in self.plan.problem.pauses(x + self._mean[m]):
+            later = 0.0
+            for made, weight in self._made[m]:
+                later += weight * self._after(m, goes_on, x + made, limit)
+            if later > best:
+                best, pause_at = later, limit
+        return gain - self._cost[m] + best, pause_at
+
+    def _after(self, m: int, goes_on: float, end: float, limit: int) -> float:
+        """The expected value of the state after m tokens were judged.
+
+        The draft is at `end` then, or paused at `limit`.
+        """
+        anew, problem = self._anew, self.plan.problem
+        if end >= limit:
+            end = limit
+        elif problem.drag and (residual := math.ceil(end - TIE) - end) > 0:
+            anew = self.plan.value(-problem.lag - problem.drag * residual)
+        if end + TIE < m + 1:
+            return anew
+        return anew + goes_on * (self.plan.value(end - m - 1) - anew)
+
+
 class Elastic:
     """See Policy; one object serves all sequences of a pipeline."""
 
     def __init__(self) -> None:
         self.costs = Costs()
-        self.plan: Plan | None = None
+        self._rule: _Rule | None = None
         self._unlooked = 0
         self._resting = _Resting()
+
+    @property
+    def plan(self) -> Plan | None:
+        """The solution that it goes by; None until enough is measured."""
+        return self._rule.plan if self._rule else None
 
     # -- what it hears
 
@@ -60,16 +110,16 @@ class Elastic:
 
     def reflect(self) -> None:
         """Solve again if the costs have moved; then see whether speculation pays at all."""
-        due = self._unlooked >= (_LOOK_EVERY if self.plan else 1)
+        due = self._unlooked >= (_LOOK_EVERY if self._rule else 1)
         if not (due or (self._unlooked and self._resting.due)):
             return
         self._unlooked = 0
         problem = self._problem()
         if problem is None:
             return
-        if self.plan is None or _has_moved(self.plan.problem, problem):
-            self.plan = solve(problem)
-        self._resting.consider(self.plan, self.costs.alone)
+        if self._rule is None or _has_moved(self._rule.plan.problem, problem):
+            self._rule = _Rule(solve(problem))
+        self._resting.consider(self._rule.plan, self.costs.alone)
 
     def _problem(self) -> Problem | None:
         costs, step = self.costs, self.costs.step.mean
@@ -95,10 +145,10 @@ class Elastic:
         waiting = min(len(situation.confidences), situation.largest_block)
         if self._resting.now:
             return Decision(0, 0)
-        if self.plan is None:  # nothing measured yet: don't wait
+        if self._rule is None:  # nothing measured yet: don't wait
             return Decision(waiting)
         chances = self._chances(situation, waiting)
-        return self._best(self.plan, situation, chances)
+        return self._best(self._rule, situation, chances)
 
     def _chances(self, situation: Situation, waiting: int) -> list[float]:
         chances = self.costs.chances
@@ -106,28 +156,28 @@ class Elastic:
             return [chances.of_position(situation.offset + i) for i in range(waiting)]
         return [chances.of_confidence(c) for c in situation.confidences[:waiting]]
 
-    def _best(self, plan: Plan, situation: Situation, chances: list[float]) -> Decision:
+    def _best(self, rule: _Rule, situation: Situation, chances: list[float]) -> Decision:
         """The decision that is worth most, by the formula above."""
-        problem, drafted = plan.problem, len(situation.confidences)
-        waiting, alpha, x = len(chances), problem.acceptance, self._state(plan, situation)
+        problem, most, drafted = rule.plan.problem, rule.most, len(situation.confidences)
+        waiting, alpha, x = len(chances), problem.acceptance, self._state(problem, situation)
         best, count, pause_at = -math.inf, 0, 0
         product = gain = 1.0
-        for m in range(min(waiting, problem.most) + 1):
+        for m in range(min(waiting, most) + 1):
             if m:
                 product *= chances[m - 1]
                 gain += product
             following = chances[m] if m < waiting else alpha
-            worth, pause = _worth(plan, m, gain, product * following, x)
+            worth, pause = rule.worth(m, gain, product * following, x)
             if worth > best:
                 best, count, pause_at = worth, m, pause
         if situation.may_wait:
             delay, falling, last = (waiting + 1 - x) * problem.step, 0, -math.inf
-            for m in range(waiting + 1, min(problem.most, situation.largest_block) + 1):
+            for m in range(waiting + 1, min(most, situation.largest_block) + 1):
                 product *= alpha
                 gain += product
-                worth = _worth(plan, m, gain, product * alpha, float(m))[0] - plan.rate * delay
+                worth = rule.worth(m, gain, product * alpha, float(m))[0] - rule.plan.rate * delay
                 if worth > best:
-                    return Decision(None, max(1, problem.most - drafted))
+                    return Decision(None, max(1, most - drafted))
                 falling = falling + 1 if worth < last else 0
                 if falling == _FALLING:
                     break
@@ -135,40 +185,13 @@ class Elastic:
                 delay += problem.step
         return Decision(count, max(0, pause_at - drafted))
 
-    def _state(self, plan: Plan, situation: Situation) -> float:
+    def _state(self, problem: Problem, situation: Situation) -> float:
         """x, as semi_markov.py has it. The next token may be late, but is still to come."""
-        step, age = plan.problem.step, situation.step_age
+        step, age = problem.step, situation.step_age
         if situation.cut_age is not None:
             residual = max(0.0, step - situation.cut_age)
-            age -= plan.problem.lag * step + plan.problem.drag * residual
+            age -= problem.lag * step + problem.drag * residual
         return len(situation.confidences) + min(age / step, _LATE)
-
-
-def _worth(plan: Plan, m: int, gain: float, goes_on: float, x: float) -> tuple[float, int]:
-    """What sending m tokens is worth in state x, and the chain's length at which to pause the draft.
-
-    `gain` tokens are expected of it; with chance `goes_on` the m tokens and the one after stand.
-    """
-    problem = plan.problem
-    ends = problem.ends(x, m)
-    best, pause_at = -math.inf, problem.most
-    for limit in problem.pauses(ends[0]):
-        worth = 0.0
-        for end, weight in ends[1]:
-            worth += weight * _after(plan, m, goes_on, min(end, limit), limit)
-        if worth > best:
-            best, pause_at = worth, limit
-    return gain - plan.rate * problem.passes[m] + best, pause_at
-
-
-def _after(plan: Plan, m: int, goes_on: float, end: float, limit: int) -> float:
-    """The expected value of the state after m tokens were judged, the draft being at `end`."""
-    problem = plan.problem
-    residual = math.ceil(end - TIE) - end if problem.drag and end < limit else 0.0
-    anew = plan.value(-problem.lag - problem.drag * max(0.0, residual))
-    if end + TIE < m + 1:
-        return anew
-    return goes_on * plan.value(end - m - 1) + (1 - goes_on) * anew
 
 
 def _has_moved(old: Problem, new: Problem) -> bool:

@@ -89,17 +89,12 @@ class Problem:
         made = self.passes[m] / self.step
         return math.sqrt(made * self.step_spread + made * made * self.pass_spread)
 
-    def ends(self, x: float, m: int) -> tuple[float, list[tuple[float, float]]]:
-        """Where the draft is when the verdict on m tokens comes, if it runs on from x.
-
-        Returns:
-            The mean, and some values with their weights.
-        """
-        mean = x + self.passes[m] / self.step
-        deviation = self.deviation(m)
+    def made(self, m: int) -> tuple[tuple[float, float], ...]:
+        """What the draft makes while m tokens are judged, if it runs on: values and weights."""
+        mean, deviation = self.passes[m] / self.step, self.deviation(m)
         if deviation < _NO_DEVIATION:
-            return mean, [(mean, 1.0)]
-        return mean, [(mean + z * deviation, weight) for z, weight in NODES]
+            return ((mean, 1.0),)
+        return tuple((mean + z * deviation, weight) for z, weight in NODES)
 
     def pauses(self, mean: float) -> tuple[int, ...]:
         """At which lengths pausing the draft is worth considering; last, not to pause it."""

@@ -92,7 +92,7 @@ def _check_in_step(world: "World", draft: Draft, chain: _Chain, sequence: Sequen
         return
     world.seen["in step"] += 1
     assert chain.tokens == sequence.chain(), "the draft drafts on another chain"
-    assert chain.limit == world.coordinator._limit(sequence, 0), "the draft has another limit"
+    assert chain.limit == sequence.limit, "the draft has another limit"
     stuck = draft._stuck(chain) is not None
     assert not (sequence.drafting and stuck) or draft._owes_word(chain), "waited for, but stuck"
     if sequence.draft is DraftState.OPEN and not sequence.drafting:

@@ -13,6 +13,7 @@ import pytest
 
 from specpipe import coordinator as coordinator_module
 from specpipe.coordinator import Coordinator
+from specpipe.dispatch import TakeAll
 from specpipe.events import Event, Send, StartTimer, TimerFired
 from specpipe.messages import (
     Block,
@@ -25,7 +26,6 @@ from specpipe.messages import (
     Submit,
     Verdict,
 )
-from specpipe.policy import TakeAll
 from specpipe.sequence import SequenceState
 from specpipe.workers.draft import Draft, _Chain
 from specpipe.workers.target import Target
