@@ -17,7 +17,6 @@ from typing import Any, Self, TypeVar, get_args, get_type_hints
 from specpipe.devices import parse_device
 from specpipe.dispatch import make_policy
 from specpipe.errors import UserError
-
 from specpipe.sampling import SamplingParams
 
 DTYPES = ("auto", "float16", "float32", "bfloat16")

@@ -299,8 +299,10 @@ class Coordinator:
                 observer.verified(verification)
 
     def _commit(self, sequence: SequenceState, tokens: Sequence[int]) -> None:
-        """Make tokens final: commits and rollbacks alike. The draft hears of it once we know how
-        far it may go on."""
+        """Make tokens final: commits and rollbacks alike.
+
+        The draft hears of it once it is decided how far it may go on.
+        """
         start = len(sequence.committed)
         metrics = sequence.metrics
         metrics.completion_tokens += len(tokens)

@@ -176,10 +176,10 @@ class Costs:
 
     def note_pass(self, verification: Verified) -> None:
         """A verdict came."""
-        if verification.alone and verification.count == 0:
+        if verification.alone and verification.guesses == 0:
             self.alone.add(verification.seconds)
         else:
-            self.passes.note(verification.count, verification.seconds)
+            self.passes.note(verification.guesses, verification.seconds)
 
     @property
     def lag(self) -> float:

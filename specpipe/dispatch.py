@@ -3,7 +3,7 @@
 `elastic`, the rule of this project, has a module of its own; `oracle` exists in the simulator only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from specpipe.elastic import Elastic
 from specpipe.errors import UserError
@@ -79,9 +79,14 @@ class Pearl(Unlearned):
         return Decision(waiting, self._draft_length)
 
 
-_PLAIN = {"elastic": Elastic, "take_all": TakeAll}
-_WITH_LENGTH = {"serial": (Serial, 0), "pearl": (Pearl, 1)}  # and the least draft length
-MOST_DRAFT_LENGTH = 1024
+_WITHOUT_LENGTH: dict[str, Callable[[], Policy]] = {"elastic": Elastic, "take_all": TakeAll}
+_WITH_LENGTH: dict[str, tuple[Callable[[int], Policy], int]] = {
+    "serial": (Serial, 0),
+    "pearl": (Pearl, 1),
+}
+"""The rule, and its least draft length."""
+
+_MOST_DRAFT_LENGTH = 1024
 
 
 def make_policy(name: str) -> Policy:
@@ -91,15 +96,15 @@ def make_policy(name: str) -> Policy:
         UserError: if there is none, or its draft length is missing or out of range.
     """
     kind, colon, length = name.partition(":")
-    if kind in _PLAIN and not colon:
-        return _PLAIN[kind]()
+    if kind in _WITHOUT_LENGTH and not colon:
+        return _WITHOUT_LENGTH[kind]()
     if kind not in _WITH_LENGTH:
-        known = ", ".join([*_PLAIN, *(f"{known}:4" for known in _WITH_LENGTH)])
+        known = ", ".join([*_WITHOUT_LENGTH, *(f"{known}:4" for known in _WITH_LENGTH)])
         raise UserError(f"no policy is called {name!r}: there is {known}")
     rule, least = _WITH_LENGTH[kind]
-    if not (length.isdecimal() and least <= int(length) <= MOST_DRAFT_LENGTH):
+    if not (length.isdecimal() and least <= int(length) <= _MOST_DRAFT_LENGTH):
         raise UserError(
-            f"the policy is {name!r}: it needs a draft length from {least} to {MOST_DRAFT_LENGTH}, "
-            f"as in {kind}:4"
+            f"the policy is {name!r}: it needs a draft length from {least} to "
+            f"{_MOST_DRAFT_LENGTH}, as in {kind}:4"
         )
     return rule(int(length))

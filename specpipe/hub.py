@@ -21,6 +21,7 @@ import zmq
 from specpipe.channel import Channel, hub_address
 from specpipe.coordinator import Coordinator
 from specpipe.devices import pin_process
+from specpipe.dispatch import make_policy
 from specpipe.events import Command, Event, Send, StartTimer, TimerFired
 from specpipe.messages import (
     Abort,
@@ -35,7 +36,6 @@ from specpipe.messages import (
     Submit,
     Tokens,
 )
-from specpipe.dispatch import make_policy
 
 log = logging.getLogger(__name__)
 

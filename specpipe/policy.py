@@ -44,12 +44,12 @@ class Decision(NamedTuple):
     """What to do now.
 
     Attributes:
-        count: how many waiting tokens to send (0 decodes one token), or None to wait for more.
+        send: how many waiting tokens to send (0 decodes one token), or None to wait for more.
         ahead: how many tokens the draft may add to the chain before the next decision or commit;
             then it pauses. None lets it run as far as the lookahead allows.
     """
 
-    count: int | None
+    send: int | None
     ahead: int | None = None
 
 
@@ -79,14 +79,14 @@ class Verified(NamedTuple):
 
     Attributes:
         request: whose.
-        count: drafted tokens in the block; the forward pass had one row more.
+        guesses: drafted tokens in the block; the forward pass had one row more.
         accepted: how many of them stand.
         seconds: from sending the block to the verdict's arrival.
         alone: whether the draft rested all the while.
     """
 
     request: int
-    count: int
+    guesses: int
     accepted: int
     seconds: float
     alone: bool

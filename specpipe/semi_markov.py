@@ -230,8 +230,11 @@ def _moves(problem: Problem, states: Floats) -> _Moves:
 def _judged(
     problem: Problem, ends: Floats, m: Floats, limits: Floats
 ) -> tuple[Floats, Floats, Floats]:
-    """For blocks of m tokens, the draft being at `ends`, or paused at `limits`, when the verdict
-    comes: the chance that the chain goes on, where it is then, and where it is otherwise."""
+    """What may follow on blocks of m tokens, the draft being at `ends` at the verdict.
+
+    Or at `limits`, where it is paused. Returns the chance that the chain goes on, where it is then,
+    and where it is otherwise.
+    """
     limits = np.minimum(limits, problem.most)
     residual = np.where(ends < limits, np.maximum(0.0, np.ceil(ends - TIE) - ends), 0.0)
     ends = np.minimum(ends, limits)
@@ -250,7 +253,7 @@ def _evaluate(moves: _Moves, chosen: NDArray[np.intp], reference: int) -> tuple[
             np.subtract.at(system, (rows, i), chance * (1 - part))
             np.subtract.at(system, (rows, i + 1), chance * part)
     system[:, reference] = moves.seconds[rows, chosen]  # in place of h[reference], which is 0
-    solution = np.linalg.solve(system, moves.gain[rows, chosen])
+    solution: Floats = np.linalg.solve(system, moves.gain[rows, chosen]).astype(np.float64)
     rate = float(solution[reference])
     solution[reference] = 0.0
     return rate, solution

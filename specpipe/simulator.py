@@ -103,9 +103,7 @@ class ConstantFates:
     """
 
     def __init__(self, acceptance: float, seed: int, length: int) -> None:
-        self._right: list[bool] = (
-            np.random.default_rng(seed).random(length) < acceptance
-        ).tolist()
+        self._right: list[bool] = (np.random.default_rng(seed).random(length) < acceptance).tolist()
 
     def right(self, position: int) -> bool:
         """See Fates."""
@@ -241,8 +239,9 @@ def ticks(seconds: float) -> int:
 
 
 class _DraftModel:
-    """Speaks the draft's side of the protocol, as workers/draft.py does, about tokens that are just
-    right or wrong.
+    """Speaks the draft's side of the protocol, as workers/draft.py does.
+
+    Its tokens are just right or wrong.
 
     Attributes:
         busy: whether a step is in progress.
@@ -344,9 +343,7 @@ class _DraftModel:
         begun, ended = zip(*self._stretches, strict=True)
         self._stretches = []
         confidence = self._fates.confidence(position)
-        self._world.tell(
-            Block(0, 1, self._serial, position, (token,), (confidence,), begun, ended)
-        )
+        self._world.tell(Block(0, 1, self._serial, position, (token,), (confidence,), begun, ended))
         self._go_on()
 
 

@@ -203,7 +203,9 @@ class World:
 
     def _restart(self, role: Role, incarnation: int) -> None:
         """Start a worker again; now and then that fails, and it is tried once more."""
-        actor = self._start_draft(incarnation) if role == "draft" else self._start_target(incarnation)
+        actor = (
+            self._start_draft(incarnation) if role == "draft" else self._start_target(incarnation)
+        )
         if self.rng.random() < 0.15:
             actor.alive = False
             self.seen[f"{role} not restarted"] += 1
