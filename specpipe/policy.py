@@ -22,8 +22,8 @@ class Situation:
         committed: how many tokens are committed.
         offset: how many guesses the draft made since it began anew, before the first waiting one.
         step_age: seconds since the draft began its step in progress, as far as is known here.
-        cut_age: how old the step was that the draft gave up for it; infinite if it was resting, None
-            if it went on from one step to the next.
+        cut_age: how old the step was that the draft gave up for it; infinite if it was resting,
+            None if it went on from one step to the next.
         values_hidden: the confidences belong to tokens whose fate must not depend on them, as under
             the rejection rule, where a token that is left out because of its own value makes the
             output lossy. A policy then decides from counts and clocks.

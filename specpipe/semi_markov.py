@@ -135,10 +135,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Moves:
-    """All actions in all states, arrays [states, actions], and where they lead, arrays [nodes,
-    states, actions]: with chance `stays` to `kept`, otherwise to `anew`.
+    """All actions in all states: arrays [states, actions]; impossible ones have gain -inf.
 
-    Impossible actions have gain -inf.
+    And where they lead, arrays [nodes, states, actions]: with chance `stays` to `kept`, otherwise
+    to `anew`.
     """
 
     gain: Floats
@@ -194,7 +194,7 @@ def solve(problem: Problem) -> Plan:
 
 
 def _moves(problem: Problem, states: Floats) -> _Moves:
-    """Action 0 waits; then come blocks of 0, 1, ... tokens, once for each way to pause the draft."""
+    """Action 0 waits; then come blocks of 0, 1, ... tokens, for each way to pause the draft."""
     alpha, most = problem.acceptance, problem.most
     x, m = states[:, None], np.arange(most + 1.0)[None, :]
     passes = np.array(problem.passes)

@@ -32,11 +32,15 @@ from specpipe.messages import (
     Progress,
     Ready,
     Submit,
+    Tokens,
     Verdict,
 )
 from specpipe.metrics import RequestMetrics
 from specpipe.policy import Observer, Policy
 from specpipe.sampling import Sampling
+
+PARTS = 20
+"""Into so many parts a run is cut to see how much they differ."""
 
 _TICK_S = 1e-9
 _RIGHT, _WRONG = 1, 2  # the tokens of this world
@@ -131,10 +135,18 @@ class ReplayedFates:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a simulated request came to: virtual seconds, and its metrics."""
+    """What a simulated request came to.
+
+    Attributes:
+        tokens: committed.
+        seconds: on the virtual clock.
+        marks: the moments at which each of PARTS equal parts of the tokens was committed.
+        metrics: the request's.
+    """
 
     tokens: int
     seconds: float
+    marks: tuple[float, ...]
     metrics: RequestMetrics
 
     @property
@@ -176,6 +188,7 @@ class Simulation:
         self._latency = ticks(hardware.latency)
         self._noise = np.random.default_rng(seed)
         self._finish: Finish | None = None
+        self._marks: list[float] = []
         self._coordinator = Coordinator(
             policy, lookahead=lookahead, wait_timeout_s=1e3 * hardware.step, observers=observers
         )
@@ -195,7 +208,8 @@ class Simulation:
             else:
                 self.now, _, _, then, args = heapq.heappop(events)
                 then(*args)
-        return Outcome(self._tokens, self.now * _TICK_S, self._finish.metrics)
+        seconds = self.now * _TICK_S
+        return Outcome(self._tokens, seconds, tuple(self._marks), self._finish.metrics)
 
     def at(self, moment: int, order: int, then: Callable[..., None], *args: Any) -> None:
         """Let something happen."""
@@ -228,6 +242,10 @@ class Simulation:
                 fired = TimerFired(command.request, command.timer)
                 moment = self.now + ticks(command.seconds)
                 self.at(moment, _ARRIVAL, self._mail.append, fired)
+            elif isinstance(command, Tokens):
+                written = command.start + len(command.tokens) - 1  # the prompt is one token
+                while written * PARTS >= self._tokens * (len(self._marks) + 1):
+                    self._marks.append(self.now * _TICK_S)
             elif isinstance(command, Finish):
                 self._finish = command
         self._coordinator.reflect()

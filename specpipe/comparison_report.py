@@ -1,0 +1,110 @@
+"""Comparisons of policies as a table and as heat maps."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+from specpipe.comparison import Result, half_width
+
+_Point = tuple[float, float, float]
+
+
+def table(results: Sequence[Result]) -> str:
+    """One line a scene: the speedup of each policy over the target alone, its best setting behind.
+
+    The last column is elastic's share of the best other policy's speedup, oracle left out, with a
+    95 % interval of their difference part by part.
+    """
+    policies = list(dict.fromkeys(result.policy for result in results))
+    header = ["row cost", "c", "acceptance", *policies]
+    compared = "elastic" in policies and len(set(policies) - {"elastic", "oracle"}) > 0
+    lines = [header + (["elastic / best other"] if compared else [])]
+    for (row_cost, c, acceptance), found in _by_scene(results).items():
+        line = [f"{row_cost:g}", f"{c:.3g}", f"{acceptance:.2g}"]
+        for policy in policies:
+            result = found[policy]
+            setting = "" if result.setting is None else f" ({result.setting})"
+            line.append(f"{result.speedup:.3f}{setting}")
+        if compared:
+            share, width = share_of_best(found)
+            line.append(f"{share:.1%} ± {width:.1%}")
+        lines.append(line)
+    ruled = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in ruled)
+
+
+def share_of_best(found: dict[str, Result]) -> tuple[float, float]:
+    """Elastic's share of the best other policy's speedup, oracle left out, and its half width."""
+    others = [found[policy] for policy in found if policy not in {"elastic", "oracle"}]
+    best = max(others, key=lambda result: result.speedup)
+    ours = found["elastic"]
+    pairs = zip(ours.parts, best.parts, strict=True)
+    return ours.speedup / best.speedup, half_width([1 + (a - b) / best.speedup for a, b in pairs])
+
+
+def summary(results: Sequence[Result]) -> str:
+    """One line on how elastic does over all scenes."""
+    shares = [share_of_best(found)[0] for found in _by_scene(results).values()]
+    return (
+        f"elastic against the best other policy at its best setting, {len(shares)} points: "
+        f"{min(shares):.1%} at least, {fmean(shares):.1%} on average, {max(shares):.1%} at most"
+    )
+
+
+def heat_maps(results: Sequence[Result], folder: Path, title: str) -> list[Path]:
+    """Draw the gain over the target alone and over tuned serial, by c and acceptance.
+
+    One picture for each row cost, with a column for each policy; returns the files.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415 (slow to load)
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    policies = list(dict.fromkeys(result.policy for result in results))
+    files = []
+    for row_cost in sorted({result.scene.row_cost for result in results}):
+        scenes = {p: f for p, f in _by_scene(results).items() if p[0] == row_cost}
+        ratios = sorted({c for _, c, _ in scenes})
+        chances = sorted({acceptance for _, _, acceptance in scenes})
+        figure = Figure(figsize=(2.6 * len(policies) + 0.6, 5.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(f"{title}, row cost {row_cost:g}")
+        axes = figure.subplots(2, len(policies), squeeze=False)
+        for row, over in enumerate(("the target alone", "tuned serial")):
+            for axis, policy in zip(axes[row], policies, strict=True):
+                values = []
+                for c in reversed(ratios):
+                    line = []
+                    for chance in chances:
+                        found = scenes[row_cost, c, chance]
+                        base = found["serial"].speedup if row and "serial" in found else 1.0
+                        line.append(found[policy].speedup / base)
+                    values.append(line)
+                low, high = (0.5, 1.5) if row else (0.0, 4.0)
+                axis.imshow(values, cmap="RdYlGn" if row else "viridis", vmin=low, vmax=high)
+                for y, line in enumerate(values):
+                    for x, value in enumerate(line):
+                        light = not row and value < 2.4
+                        color = "white" if light else "black"
+                        axis.text(
+                            x, y, f"{value:.2f}", ha="center", va="center", color=color, fontsize=7
+                        )
+                axis.set_xticks(range(len(chances)), [f"{chance:g}" for chance in chances])
+                axis.set_yticks(range(len(ratios)), [f"{c:g}" for c in reversed(ratios)])
+                axis.set_title(f"{policy}\nover {over}", fontsize=8)
+                axis.set_xlabel("acceptance", fontsize=7)
+                axis.set_ylabel("c", fontsize=7)
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"gain-row-cost-{row_cost:g}.png"
+        figure.savefig(file, dpi=100, metadata={"Software": None})
+        files.append(file)
+    return files
+
+
+def _by_scene(results: Sequence[Result]) -> dict[_Point, dict[str, Result]]:
+    scenes: dict[_Point, dict[str, Result]] = defaultdict(dict)
+    for result in results:
+        scene = result.scene
+        point = scene.row_cost, round(scene.c, 6), round(scene.acceptance, 6)
+        scenes[point][result.policy] = result
+    return dict(scenes)
