@@ -34,6 +34,8 @@ from specpipe.pair import ModelPair
 @click.option("--temperature", type=float, help="0 is greedy.  [default: 0]")
 @click.option("--seed", type=int, help="The same seed gives the same text.  [default: random]")
 @click.option("--ignore-eos", is_flag=True, default=None, help="Write on past the end of text.")
+@click.option("--policy", help="elastic, take_all, serial:4 or pearl:4.  [default: elastic]")
+@click.option("--record", help="File to write the fate of each guess to, for `simulate --replay`.")
 @click.option("--address", help="host:port of a running Ray, or auto.")
 @click.option("--json", "as_json", is_flag=True, help="End standard output with a JSON line.")
 def run(prompt: str | None, raw: bool, as_json: bool, **options: Any) -> None:
@@ -78,6 +80,7 @@ def _configure(options: Mapping[str, Any]) -> Config:
         sampling={
             name: options[name] for name in ("max_tokens", "temperature", "seed", "ignore_eos")
         },
+        pipeline={"policy": options["policy"], "record": options["record"]},
         ray={"address": options["address"]},
     )
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from specpipe.comparison import POLICIES, TUNED, Result, Scene, compare, grid_scenes
+from specpipe.comparison import LEAST_TOKENS, POLICIES, TUNED, Result, Scene, compare, grid_scenes
 from specpipe.comparison_report import heat_maps, summary, table
 from specpipe.dispatch import make_policy
 from specpipe.errors import UserError
 from specpipe.profile import read_profile
 from specpipe.recording import read_recording
-from specpipe.simulator import PARTS, Hardware
+from specpipe.simulator import Hardware
 
 _FILE = click.Path(path_type=Path)
 
@@ -77,7 +77,7 @@ _RANGES = {
     "latency": (0.0, 1000.0),
     "contention": (0.0, 10.0),
     "jitter": (0.0, 0.5),
-    "tokens": (10 * PARTS, 100_000_000),
+    "tokens": (LEAST_TOKENS, 100_000_000),
     "seed": (0, 2**63 - 1),
     "jobs": (1, 1024),
 }

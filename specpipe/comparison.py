@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from specpipe.dispatch import make_policy
 from specpipe.oracle import Oracle
 from specpipe.policy import Policy
-from specpipe.simulator import ConstantFates, Fates, Hardware, ReplayedFates, Simulation
+from specpipe.simulator import PARTS, ConstantFates, Fates, Hardware, ReplayedFates, Simulation
 
 POLICIES = ("serial", "pearl", "take_all", "elastic", "oracle")
 TUNED = ("serial", "pearl")
@@ -25,7 +25,9 @@ GRID_ROW_COST = (0.0, 0.1)
 
 _LENGTHS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32)
 _FINALISTS = 3  # settings that are simulated in full, after a first look at all
-_FIRST_LOOK = 0.15  # of the tokens
+_FIRST_LOOK = 0.1  # of the tokens
+LEAST_TOKENS = (LOOKAHEAD + 2) * PARTS
+"""So that no commit spans a whole part of a run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +121,7 @@ def compare(
     Args:
         scenes: where.
         policies: by name; "serial" and "pearl" are tuned, "serial:4" is taken as it is.
-        tokens: how many to commit in each simulation; a multiple of simulator.PARTS at best.
+        tokens: how many to commit in each simulation, at least LEAST_TOKENS.
         seed: of the guesses.
         jobs: processes to use.
     """
@@ -140,14 +142,24 @@ def _best(scene: Scene, name: str, tokens: int, seed: int) -> Result:
     """The result of a policy, at the setting that does best."""
     if name not in TUNED:
         return simulate(scene, name, tokens, seed)
-    lengths = (0, *_LENGTHS) if name == "serial" else _LENGTHS
-    first_look = max(200, int(tokens * _FIRST_LOOK))
-    looks = [simulate(scene, f"{name}:{length}", first_look, seed) for length in lengths]
-    looks.sort(key=lambda result: result.speedup, reverse=True)
-    finals = [
-        simulate(scene, f"{name}:{look.setting}", tokens, seed) for look in looks[:_FINALISTS]
-    ]
+    if name == "serial":
+        promising = sorted((0, *_LENGTHS), key=lambda n: _serial_rate(scene, n), reverse=True)
+    else:
+        first_look = max(LEAST_TOKENS, int(tokens * _FIRST_LOOK))
+        looks = [simulate(scene, f"{name}:{length}", first_look, seed) for length in _LENGTHS]
+        looks.sort(key=lambda result: result.speedup, reverse=True)
+        promising = [look.setting or 0 for look in looks]
+    finals = [simulate(scene, f"{name}:{n}", tokens, seed) for n in promising[:_FINALISTS]]
     return max(finals, key=lambda result: result.speedup)
+
+
+def _serial_rate(scene: Scene, length: int) -> float:
+    """Tokens per second of serial decoding, as computed (Leviathan et al., 2023)."""
+    hardware = scene.hardware
+    tokens = sum(scene.acceptance**n for n in range(length + 1))
+    return tokens / (
+        length * hardware.step + hardware.pass_seconds(length + 1) + 4 * hardware.latency
+    )
 
 
 def simulate(scene: Scene, name: str, tokens: int, seed: int) -> Result:

@@ -13,6 +13,7 @@ import math
 import shutil
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from specpipe.messages import (
     Submit,
     Tokens,
 )
+from specpipe.recording import Recorder
 
 log = logging.getLogger(__name__)
 
@@ -140,8 +142,15 @@ def main() -> None:
     directory = Path(settings.pop("directory"))
     user = Channel.bind(hub_address(directory))
     policy = make_policy(settings.pop("policy"))
+    record = settings.pop("record", None)
     try:
-        Hub(Coordinator(policy, **settings), user, sys.stdin.fileno()).run()
+        with ExitStack() as files:
+            observers = []
+            if record:
+                file = files.enter_context(open(record, "a", encoding="utf-8"))
+                observers.append(Recorder(file))
+            coordinator = Coordinator(policy, observers=observers, **settings)
+            Hub(coordinator, user, sys.stdin.fileno()).run()
     finally:  # a parent that was killed could not do it
         shutil.rmtree(directory, ignore_errors=True)
 

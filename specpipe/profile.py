@@ -87,9 +87,9 @@ def _number(
     most: float = 1e9,
 ) -> float:
     """A number from 0 (or above `above`) to `most`."""
-    value = table.get(name, default)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if 0 <= value <= most and (above is None or value > above):
-            return float(value)
+    value: Any = table.get(name, default)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and 0 <= value <= most and (above is None or value > above):
+        return float(value)
     least = "0" if above is None else f"above {above:g}"
     raise UserError(f"{name} in {path} is {value!r}: give a number, {least} to {most:g}")

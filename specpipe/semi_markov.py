@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-GRAIN = 8
+GRAIN = 4
 """Grid points per token."""
 
 NODES = (
@@ -183,7 +183,7 @@ def solve(problem: Problem) -> Plan:
         rate, values = _evaluate(moves, chosen, reference)
         later = moves.stays * moves.kept.values(values)
         later += (1 - moves.stays) * moves.anew.values(values)
-        later = np.tensordot(moves.weights * _GOES_ON, later, 1)
+        later = _GOES_ON * (moves.weights[:, None, None] * later).sum(axis=0)
         worth = moves.gain - rate * moves.seconds + later
         better = np.argmax(worth, axis=1)
         improves = worth[rows, better] > worth[rows, chosen] + 1e-9
