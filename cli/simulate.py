@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from specpipe.comparison import LEAST_TOKENS, POLICIES, TUNED, Result, Scene, compare, grid_scenes
-from specpipe.comparison_report import heat_maps, summary, table
+from specpipe.comparison_report import compares_elastic, heat_maps, summary, table
 from specpipe.dispatch import make_policy
 from specpipe.errors import UserError
 from specpipe.profile import read_profile
@@ -54,7 +54,7 @@ def simulate(**options: Any) -> None:
         results += found
         click.echo(f"\r{number} of {len(scenes)}", nl=number == len(scenes), err=True)
     click.echo(table(results))
-    if "elastic" in policies and {*policies} - {"elastic", "oracle"} and len(scenes) > 1:
+    if compares_elastic(policies) and len(scenes) > 1:
         click.echo(summary(results))
     if options["out"]:
         _write(options["out"], results, options)
@@ -148,10 +148,11 @@ def _write(folder: Path, results: list[Result], options: dict[str, Any]) -> None
         title = "draft steps dropped at once" if not options["grain"] else "draft steps not dropped"
         if options["jitter"]:
             title += f", jitter {options['jitter']:g}"
-        lines = [table(results), ""]
-        if len(results) > len({result.policy for result in results}):
-            lines += [summary(results), ""]
+        lines, policies = [table(results), ""], {result.policy for result in results}
+        if options["grid"]:
             heat_maps(results, folder, f"Speedup, {title}")
+        if options["grid"] and compares_elastic(policies):
+            lines += [summary(results), ""]
         (folder / "table.md").write_text("\n".join(lines), encoding="utf-8")
         text = ",\n".join(json.dumps(result.figures()) for result in results)
         (folder / "results.json").write_text(f"[\n{text}\n]\n", encoding="utf-8")

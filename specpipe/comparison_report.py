@@ -1,7 +1,7 @@
 """Comparisons of policies as a table and as heat maps."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -18,7 +18,7 @@ def table(results: Sequence[Result]) -> str:
     """
     policies = list(dict.fromkeys(result.policy for result in results))
     header = ["row cost", "c", "acceptance", *policies]
-    compared = "elastic" in policies and len(set(policies) - {"elastic", "oracle"}) > 0
+    compared = compares_elastic(policies)
     lines = [header + (["elastic / best other"] if compared else [])]
     for (row_cost, c, acceptance), found in _by_scene(results).items():
         line = [f"{row_cost:g}", f"{c:.3g}", f"{acceptance:.2g}"]
@@ -32,6 +32,11 @@ def table(results: Sequence[Result]) -> str:
         lines.append(line)
     ruled = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
     return "\n".join("| " + " | ".join(line) + " |" for line in ruled)
+
+
+def compares_elastic(policies: Collection[str]) -> bool:
+    """Whether there is something to compare elastic with."""
+    return "elastic" in policies and bool({*policies} - {"elastic", "oracle"})
 
 
 def share_of_best(found: dict[str, Result]) -> tuple[float, float]:

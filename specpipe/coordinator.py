@@ -399,12 +399,15 @@ class Coordinator:
     def _limit(self, sequence: SequenceState) -> int:
         """How long the draft's chain may get.
 
-        The last token of a request needs no guess: the target always adds one of its own.
+        The last token of a request needs no guess: the target always adds one of its own. A draft
+        that is being opened is not paused, since only its first guess says that it can be used.
         """
         whole = sequence.prompt_length + sequence.max_tokens
         whole = min(whole, self.workers["target"].context_length)
         limit = min(whole - 1, len(sequence.committed) + self._lookahead)
-        return limit if sequence.pause_at is None else min(limit, sequence.pause_at)
+        if sequence.pause_at is None or sequence.draft is DraftState.OPENING:
+            return limit
+        return min(limit, sequence.pause_at)
 
     def _send(self, role: Role, message: ToDraft | ToTarget) -> None:
         self._commands.append(Send(role, self.workers[role].incarnation, message))

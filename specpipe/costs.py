@@ -54,6 +54,11 @@ class Chances:
                 self._by_confidence[bisect_right(self._EDGES, confidence)].add(value)
                 self._by_position[min(offset, self._POSITIONS - 1)].add(value)
 
+    def doubt(self) -> None:
+        """Let what was learned count for little beside what comes."""
+        for average in (self._all, *self._by_confidence, *self._by_position):
+            average.weight = min(average.weight, self._PRIOR)
+
     @property
     def mean(self) -> float:
         """Of a guess of which nothing is known yet."""

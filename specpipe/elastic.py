@@ -8,7 +8,8 @@ blocks that can be sent now, or after waiting for k more tokens, it takes the on
 
 tokens, where a_i is the calibrated chance of the i-th waiting token, α that of tokens to come, and
 R and h are the solution's rate and values. With all a_i = α this is the solution itself; otherwise
-it is one step of policy improvement on it.
+it is one step of policy improvement on it. What h says of the tokens behind a block, if it stands,
+is taken so many times as the accepted prefix to be expected of them exceeds that of unknown ones.
 
 Where the target alone is faster, the draft rests, so that it takes no memory bandwidth either, and
 is tried again now and then, ever more rarely while it keeps failing.
@@ -45,16 +46,19 @@ class _Rule:
         self._made = [problem.made(m) for m in range(problem.most + 1)]
         self._anew = plan.value(-problem.lag)
 
-    def worth(self, m: int, gain: float, goes_on: float, x: float) -> tuple[float, int]:
+    def worth(
+        self, m: int, gain: float, goes_on: float, x: float, promise: float = 1.0
+    ) -> tuple[float, int]:
         """What sending m tokens is worth in state x, and the length at which to pause the draft.
 
-        `gain` tokens are expected of it; with chance `goes_on` the m and the one after stand.
+        `gain` tokens are expected of it; with chance `goes_on` the m and the one after stand, and
+        those behind promise so many times as much as unknown ones.
         """
         best, pause_at = -math.inf, self.most
         for limit in self.plan.problem.pauses(x + self._mean[m]):
             later = 0.0
             for made, weight in self._made[m]:
-                later += weight * self._after(m, goes_on, x + made, limit)
+                later += weight * self._after(m, goes_on * promise, x + made, limit)
             if later > best:
                 best, pause_at = later, limit
         return gain - self._cost[m] + best, pause_at
@@ -119,7 +123,8 @@ class Elastic:
             return
         if self._rule is None or _has_moved(self._rule.plan.problem, problem):
             self._rule = _Rule(solve(problem))
-        self._resting.consider(self._rule.plan, self.costs.alone)
+        if self._resting.consider(self._rule.plan, self.costs.alone):
+            self.costs.chances.doubt()  # what the draft is like may have changed meanwhile
 
     def _problem(self) -> Problem | None:
         costs, step = self.costs, self.costs.step.mean
@@ -162,12 +167,13 @@ class Elastic:
         waiting, alpha, x = len(chances), problem.acceptance, self._state(problem, situation)
         best, count, pause_at = -math.inf, 0, 0
         product = gain = 1.0
+        promises = _promises(chances, alpha)
         for m in range(min(waiting, most) + 1):
             if m:
                 product *= chances[m - 1]
                 gain += product
             following = chances[m] if m < waiting else alpha
-            worth, pause = rule.worth(m, gain, product * following, x)
+            worth, pause = rule.worth(m, gain, product * following, x, promises[m])
             if worth > best:
                 best, count, pause_at = worth, m, pause
         if situation.may_wait:
@@ -192,6 +198,20 @@ class Elastic:
             residual = max(0.0, step - situation.cut_age)
             age -= problem.lag * step + problem.drag * residual
         return len(situation.confidences) + min(age / step, _LATE)
+
+
+def _promises(chances: Sequence[float], alpha: float) -> list[float]:
+    """What may be expected of the tokens behind m + 1, m = 0, 1, ..., relative to unknown ones.
+
+    Of tokens of chance b, b', ... an accepted prefix of b + b b' + ... is to be expected; of unknown
+    ones, of which there is no end, α / (1 - α).
+    """
+    unknown = alpha / (1 - alpha)
+    expected, promises = unknown, [1.0, 1.0]
+    for chance in reversed(chances[1:]):
+        expected = chance * (1 + expected)
+        promises.append(expected / unknown)
+    return promises[::-1]
 
 
 def _has_moved(old: Problem, new: Problem) -> bool:
@@ -220,7 +240,7 @@ class _Resting:
     """
 
     _TRIAL, _PROBE = 24, 4  # passes of a trial of the draft, and of the target alone
-    _FIRST, _LONGEST = 64, 4096
+    _FIRST, _LONGEST = 64, 1024
     _MOST_CONTENTION = 1.6  # by how much a working draft can be thought to slow the target
 
     def __init__(self) -> None:
@@ -237,13 +257,14 @@ class _Resting:
         """Whether a trial, a probe or a rest is over."""
         return self._left <= 0
 
-    def consider(self, plan: Plan, alone: Average) -> None:
-        """Change sides, if that is better or must be found out."""
+    def consider(self, plan: Plan, alone: Average) -> bool:
+        """Change sides, if that is better or must be found out; whether a trial begins."""
         pays = not alone.weight or plan.rate * alone.value >= 1.0
         if self.now:
             if self.due:
                 self.now, self._trying = False, not self._probing
                 self._left = self._TRIAL if self._trying else self._until_probe
+                return self._trying
         elif not pays and (self.due or not self._trying):
             self.now, self._probing, self._left = True, False, self._rest
             self._rest = min(2 * self._rest, self._LONGEST)
@@ -252,3 +273,4 @@ class _Resting:
             if plan.rate * plan.problem.passes[0] < self._MOST_CONTENTION:
                 self.now, self._probing, self._left = True, True, self._PROBE
                 self._until_probe = min(2 * self._until_probe, self._LONGEST)
+        return False

@@ -156,7 +156,7 @@ class Outcome:
 
 
 class Simulation:
-    """One long request.
+    """One long request; what it came to is `outcome`, once `run` is over.
 
     Args:
         policy: judged by it.
@@ -180,6 +180,7 @@ class Simulation:
         observers: Sequence[Observer] = (),
     ) -> None:
         self.now = 0
+        self.outcome: Outcome
         self.hardware = hardware
         self._tokens = tokens
         self._events: list[tuple[int, int, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -209,7 +210,8 @@ class Simulation:
                 self.now, _, _, then, args = heapq.heappop(events)
                 then(*args)
         seconds = self.now * _TICK_S
-        return Outcome(self._tokens, seconds, tuple(self._marks), self._finish.metrics)
+        self.outcome = Outcome(self._tokens, seconds, tuple(self._marks), self._finish.metrics)
+        return self.outcome
 
     def at(self, moment: int, order: int, then: Callable[..., None], *args: Any) -> None:
         """Let something happen."""

@@ -47,6 +47,7 @@ def _check_metrics(world: "World", metrics: RequestMetrics, written: int) -> Non
     # Each verdict gives its accepted tokens and one more, unless the text ends before that one.
     assert 0 <= metrics.accepted + metrics.target_forwards - written <= 1, "a token uncounted"
     assert metrics.rollbacks <= metrics.target_forwards
+    world.seen[f"{world.policy}: accepted"] += metrics.accepted
     for name in ("rollbacks", "accepted", "stale_blocks", "timeouts"):
         world.seen[name] += getattr(metrics, name)
 

@@ -61,6 +61,7 @@ class World:
     Attributes:
         clean: no faults at all: then no timer fires and no draft is resynchronised.
         loss_chance: of a commit; no transport of ours loses any, but the protocol survives it.
+        policy: the kind of rule that decides.
         seen: counts of what happened, to show that the schedules reach it.
     """
 
@@ -114,7 +115,7 @@ class World:
         """Any of them; drawn draft lengths may be more than lookahead or context allow."""
         rng = self.rng
         name = rng.choice(("random", "random", "take_all", "serial", "pearl", "elastic"))
-        self.seen[name] += 1
+        self.policy = name
         if name == "random":
             pauses = rng.choice((0.0, 0.0, 0.3, 1.0))
             return RandomPolicy(rng, rng.choice((0.2, 0.6, 0.9)), pauses)

@@ -26,7 +26,7 @@ from specpipe.messages import (
     Submit,
     Verdict,
 )
-from specpipe.sequence import SequenceState
+from specpipe.sequence import DraftState, SequenceState
 from specpipe.workers.draft import Draft, _Chain
 from specpipe.workers.target import Target
 from tests.toys import DraftLaw, TargetLaw, ToyModel, sampling
@@ -69,6 +69,8 @@ def test_schedules_reach_everything() -> None:
     for what in (
         *("Opened", "Block", "Exhausted", "Resync", "Verdict", "Progress", "Closed", "Failed"),
         *("draft killed", "target killed", "draft stalled", "target stalled", "timeouts"),
+        *("draft not restarted", "target not restarted"),
+        *(f"{policy}: accepted" for policy in ("serial", "pearl", "take_all", "elastic", "random")),
         *("stop", "length", "abort", "error", "rollbacks", "accepted", "stale_blocks", "dropped"),
     ):
         assert seen.get(what, 0) >= 5, what
@@ -163,6 +165,25 @@ def _last_token_only(
     return None if same else disagreement(chain, start, tokens)
 
 
+def _never_resumed(news: Any, sequence: SequenceState, limit: int) -> Any:
+    """Tells the draft of new tokens, but not of another limit without any."""
+    return news(sequence, limit) if sequence.unsent else None
+
+
+def _paused_while_opening(limit: Any, coordinator: Coordinator, sequence: SequenceState) -> int:
+    at, sequence.draft = sequence.draft, DraftState.OPEN
+    found: int = limit(coordinator, sequence)
+    sequence.draft = at
+    return found
+
+
+def _one_timer_for_all(observe: Any, coordinator: Coordinator, *args: Any) -> None:
+    sequence = args[0]
+    timer = sequence.timer
+    observe(coordinator, *args)
+    sequence.timer = timer
+
+
 def _without_timers(handle: Any, *args: Any) -> list[Any]:
     return [command for command in handle(*args) if not isinstance(command, StartTimer)]
 
@@ -250,6 +271,7 @@ PLANTED: dict[str, Patch] = {
     "in-flight tokens vanish": wrapped(SequenceState, "lose_target", _in_flight_vanishes),
     "ready does not mean lost": wrapped(Coordinator, "_on_ready", _back_is_not_lost),
     "waits again after a timer": wrapped(Coordinator, "_on_timer", _patient),
+    "limit told with new tokens only": wrapped(SequenceState, "news", _never_resumed),
 }
 SEEDS_TO_CATCH = 1000
 
@@ -285,6 +307,14 @@ DIRECTED: dict[str, tuple[Patch, Callable[[], None]]] = {
     "no fence": (
         wrapped(SequenceState, "take_block", _fenceless),
         test_coordinator.test_block_of_an_abandoned_chain_is_dropped,
+    ),
+    "paused before it was opened": (
+        wrapped(Coordinator, "_limit", _paused_while_opening),
+        test_coordinator.test_a_draft_that_is_being_opened_is_not_paused,
+    ),
+    "one timer for all awaited tokens": (
+        wrapped(Coordinator, "_observe_draft", _one_timer_for_all),
+        test_coordinator.test_a_kept_promise_ends_its_timer,
     ),
     "verdict applied twice": (
         wrapped(Coordinator, "_answered", _any_extend),

@@ -33,7 +33,7 @@ def test_serial_of_nothing_is_the_target_alone():
 
 
 def test_pearl_verifies_the_first_token_while_the_others_are_drafted():
-    """Waiting after a rollback would make it serial; not waiting otherwise would make it take_all."""
+    """Waiting after a rollback would make it serial; never waiting would make it take_all."""
     rule = Pearl(4)
     assert rule.decide(situation(0, fresh=True)) == Decision(0, 4)
     assert rule.decide(situation(1)) == Decision(None, 2)
