@@ -203,8 +203,8 @@ class Elastic:
 def _promises(chances: Sequence[float], alpha: float) -> list[float]:
     """What may be expected of the tokens behind m + 1, m = 0, 1, ..., relative to unknown ones.
 
-    Of tokens of chance b, b', ... an accepted prefix of b + b b' + ... is to be expected; of unknown
-    ones, of which there is no end, α / (1 - α).
+    Of tokens of chance b, b', ... an accepted prefix of b + b b' + ... is to be expected; of
+    unknown ones, of which there is no end, α / (1 - α).
     """
     unknown = alpha / (1 - alpha)
     expected, promises = unknown, [1.0, 1.0]
