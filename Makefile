@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MODELS := saved_models/smollm2/source.json saved_models/smollm2-pruned/source.json
 
-.PHONY: run test test-slow test-gpu measure check clean
+.PHONY: run test test-slow test-gpu measure simulate-grid check clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # one pip at a time
 
@@ -36,6 +36,15 @@ test-gpu: $(VENV)/.test $(MODELS)
 measure: $(VENV)/.test $(MODELS)
 	$(BIN)/python -m tests.measure_handover
 	$(BIN)/python -m tests.measure_pair
+
+# About an hour of one core; JOBS=4 uses four.
+JOBS ?= 1
+GRID := $(BIN)/specpipe simulate --grid --tokens 8000 --jobs $(JOBS)
+
+simulate-grid: $(VENV)/.run
+	$(GRID) --out docs/simulation/exact
+	$(GRID) --jitter 0.05 --policy take_all --policy elastic --out docs/simulation/dropped
+	$(GRID) --jitter 0.05 --grain 1 --out docs/simulation/not-dropped
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .

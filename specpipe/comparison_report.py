@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from specpipe.comparison import Result, half_width
 
@@ -66,44 +67,45 @@ def heat_maps(results: Sequence[Result], folder: Path, title: str) -> list[Path]
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     policies = list(dict.fromkeys(result.policy for result in results))
+    bases = ("the target alone", "tuned serial")[: 2 if "serial" in policies else 1]
     files = []
     for row_cost in sorted({result.scene.row_cost for result in results}):
-        scenes = {p: f for p, f in _by_scene(results).items() if p[0] == row_cost}
-        ratios = sorted({c for _, c, _ in scenes})
-        chances = sorted({acceptance for _, _, acceptance in scenes})
-        figure = Figure(figsize=(2.6 * len(policies) + 0.6, 5.6), layout="constrained")
+        scenes = {p[1:]: f for p, f in _by_scene(results).items() if p[0] == row_cost}
+        figure = Figure(figsize=(2.6 * len(policies) + 0.6, 2.8 * len(bases)), layout="constrained")
         FigureCanvasAgg(figure)
         figure.suptitle(f"{title}, row cost {row_cost:g}")
-        axes = figure.subplots(2, len(policies), squeeze=False)
-        for row, over in enumerate(("the target alone", "tuned serial")):
+        axes = figure.subplots(len(bases), len(policies), squeeze=False)
+        for row, over in enumerate(bases):
             for axis, policy in zip(axes[row], policies, strict=True):
-                values = []
-                for c in reversed(ratios):
-                    line = []
-                    for chance in chances:
-                        found = scenes[row_cost, c, chance]
-                        base = found["serial"].speedup if row and "serial" in found else 1.0
-                        line.append(found[policy].speedup / base)
-                    values.append(line)
-                low, high = (0.5, 1.5) if row else (0.0, 4.0)
-                axis.imshow(values, cmap="RdYlGn" if row else "viridis", vmin=low, vmax=high)
-                for y, line in enumerate(values):
-                    for x, value in enumerate(line):
-                        light = not row and value < 2.4
-                        color = "white" if light else "black"
-                        axis.text(
-                            x, y, f"{value:.2f}", ha="center", va="center", color=color, fontsize=7
-                        )
-                axis.set_xticks(range(len(chances)), [f"{chance:g}" for chance in chances])
-                axis.set_yticks(range(len(ratios)), [f"{c:g}" for c in reversed(ratios)])
+                gains = {
+                    point: found[policy].speedup / (found["serial"].speedup if row else 1.0)
+                    for point, found in scenes.items()
+                }
+                colours = ("RdYlGn", 0.5, 1.5) if row else ("viridis", 0.0, 4.0)
+                _draw(axis, gains, *colours)
                 axis.set_title(f"{policy}\nover {over}", fontsize=8)
-                axis.set_xlabel("acceptance", fontsize=7)
-                axis.set_ylabel("c", fontsize=7)
         folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"gain-row-cost-{row_cost:g}.png"
-        figure.savefig(file, dpi=100, metadata={"Software": None})
-        files.append(file)
+        files.append(folder / f"gain-row-cost-{row_cost:g}.png")
+        figure.savefig(files[-1], dpi=80, metadata={"Software": None})
     return files
+
+
+def _draw(
+    axis: Any, gains: dict[tuple[float, float], float], colours: str, low: float, high: float
+) -> None:
+    """One heat map of gains by (c, acceptance), with the numbers in it."""
+    ratios, chances = (sorted({point[i] for point in gains}) for i in range(2))
+    values = [[gains[c, chance] for chance in chances] for c in reversed(ratios)]
+    axis.imshow(values, cmap=colours, vmin=low, vmax=high)
+    for y, line in enumerate(values):
+        for x, value in enumerate(line):
+            colour = "white" if colours == "viridis" and value < 2.4 else "black"
+            text = f"{value:.2f}"
+            axis.text(x, y, text, ha="center", va="center", color=colour, fontsize=7)
+    axis.set_xticks(range(len(chances)), [f"{chance:g}" for chance in chances], fontsize=7)
+    axis.set_yticks(range(len(ratios)), [f"{c:g}" for c in reversed(ratios)], fontsize=7)
+    axis.set_xlabel("acceptance", fontsize=7)
+    axis.set_ylabel("c", fontsize=7)
 
 
 def _by_scene(results: Sequence[Result]) -> dict[_Point, dict[str, Result]]:
