@@ -94,6 +94,9 @@ def _check_in_step(world: "World", draft: Draft, chain: _Chain, sequence: Sequen
     world.seen["in step"] += 1
     assert chain.tokens == sequence.chain(), "the draft drafts on another chain"
     assert chain.limit == sequence.limit, "the draft has another limit"
+    if sequence.extend is None:  # decided anew at each event, so it must be told at once
+        wish = world.coordinator._limit(sequence)
+        assert chain.limit == wish, "the draft has not been told how far it may go on"
     stuck = draft._stuck(chain) is not None
     assert not (sequence.drafting and stuck) or draft._owes_word(chain), "waited for, but stuck"
     if sequence.draft is DraftState.OPEN and not sequence.drafting:
