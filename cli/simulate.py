@@ -32,6 +32,7 @@ _FILE = click.Path(path_type=Path)
 @click.option("--jitter", type=float, help="Relative deviation of all durations.  [default: 0]")
 @click.option("--profile", type=_FILE, help="Step times from a file, as in configs/profiles.")
 @click.option("--replay", type=_FILE, help="Guesses, and step times, from `run --record`.")
+@click.option("--no-confidences", is_flag=True, help="Replay fates only: one chance for all.")
 @click.option("--grid", is_flag=True, help="c 2 to 20, acceptance 0.5 to 0.9, row cost 0 and 0.1.")
 @click.option("--tokens", type=int, default=20_000, show_default=True, help="To commit, each run.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the guesses.")
@@ -98,6 +99,8 @@ def _check(options: dict[str, Any]) -> None:
             if options[other] is not None:
                 flag = other.replace("_", "-")
                 raise UserError(f"--{first} and --{flag} exclude each other: leave one out")
+    if options["no_confidences"] and options["replay"] is None:
+        raise UserError("--no-confidences is about a recording: name one with --replay")
 
 
 def _scenes(options: dict[str, Any]) -> list[Scene]:
@@ -120,7 +123,10 @@ def _scenes(options: dict[str, Any]) -> list[Scene]:
         hardware = Hardware(recording.step, recording.passes)
         if c is not None or row_cost is not None:
             hardware = Hardware.of_ratio(5.0 if c is None else c, row_cost or 0.0)
-        return [_scene(_varied(hardware, options), recording.acceptance, recording.guesses)]
+        guesses = recording.guesses
+        if options["no_confidences"]:
+            guesses = tuple((0.5, right) for _, right in guesses)
+        return [_scene(_varied(hardware, options), recording.acceptance, guesses)]
     acceptance = 0.8 if options["acceptance"] is None else options["acceptance"]
     hardware = Hardware.of_ratio(5.0 if c is None else c, row_cost or 0.0)
     return [_scene(_varied(hardware, options), acceptance)]

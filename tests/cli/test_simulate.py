@@ -1,6 +1,7 @@
 """`specpipe simulate`: what it prints, what it writes, what it refuses."""
 
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -44,6 +45,20 @@ def test_the_grid_is_complete_and_is_written_down(tmp_path):
     assert pictures == ["gain-row-cost-0.1.png", "gain-row-cost-0.png"]
 
 
+RECORDING = Path(__file__).parents[2] / "docs" / "simulation" / "smollm2-pruned.jsonl"
+
+
+def test_confidences_of_a_real_run_are_worth_something():
+    """On the shipped recording, where they tell right from wrong: else they are not looked at."""
+    flags = ("--replay", RECORDING, "--c", 20, "--row-cost", 0.1, "--tokens", 3000)
+    flags = (*flags, "--policy", "elastic", "--json")
+    with_them, without = (
+        json.loads(run(*flags, *more).splitlines()[-1])[0]["speedup"]
+        for more in ((), ("--no-confidences",))
+    )
+    assert with_them > 1.01 * without
+
+
 @pytest.mark.parametrize(
     ("flags", "fragments"),
     [
@@ -55,6 +70,7 @@ def test_the_grid_is_complete_and_is_written_down(tmp_path):
         (["--grid", "--c", "3"], ["--grid", "--c"]),
         (["--profile", "absent.toml"], ["absent.toml"]),
         (["--replay", "absent.jsonl"], ["absent.jsonl"]),
+        (["--no-confidences"], ["--replay"]),
     ],
 )
 def test_bad_input_is_named(flags, fragments):
