@@ -13,7 +13,7 @@ from specpipe.dispatch import make_policy
 from specpipe.errors import UserError
 from specpipe.profile import read_profile
 from specpipe.recording import read_recording
-from specpipe.simulator import Hardware
+from specpipe.simulated_workers import Hardware
 
 _FILE = click.Path(path_type=Path)
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from specpipe.dispatch import make_policy
 from specpipe.oracle import Oracle
 from specpipe.policy import Policy
-from specpipe.simulator import PARTS, ConstantFates, Fates, Hardware, ReplayedFates, Simulation
+from specpipe.simulated_workers import Fates, Hardware
+from specpipe.simulator import PARTS, ConstantFates, ReplayedFates, Simulation
 
 POLICIES = ("serial", "pearl", "take_all", "elastic", "oracle")
 TUNED = ("serial", "pearl")

@@ -32,7 +32,8 @@ from specpipe.messages import (
     Verdict,
 )
 from specpipe.metrics import RequestMetrics
-from specpipe.policy import Observer, Policy, Situation, Verified
+from specpipe.observation import Observation
+from specpipe.policy import Observer, Policy
 from specpipe.sequence import BlockFate, DraftState, SequenceState
 from specpipe.stopping import FinishReason, cut_at_stop
 
@@ -76,7 +77,7 @@ class Coordinator:
         self.sequences: dict[int, SequenceState] = {}
         self.workers: dict[Role, _Worker] = {"draft": _Worker(), "target": _Worker()}
         self._policy = policy
-        self._observers: tuple[Observer, ...] = (policy, *observers)
+        self._observation = Observation((policy, *observers))
         self._lookahead = lookahead
         self._prefill_chunk = prefill_chunk
         self._wait_timeout_s = wait_timeout_s
@@ -119,8 +120,7 @@ class Coordinator:
 
     def reflect(self) -> None:
         """To be called once the commands are on their way: what takes longer is done now."""
-        for observer in self._observers:
-            observer.reflect()
+        self._observation.reflect()
 
     # -- the user
 
@@ -226,29 +226,15 @@ class Coordinator:
             metrics.drafting.add(begun, ended)
         drafted = metrics.drafted
         fate = sequence.take_block(event)
-        self._observe_draft(sequence, event, metrics.drafted - drafted)
+        new_tokens = metrics.drafted - drafted
+        if new_tokens:  # the promise was kept; the next token has its own time
+            sequence.timer = None
+        self._observation.block(sequence, event, new_tokens, self._now)
         if fate is BlockFate.STALE:
             sequence.metrics.stale_blocks += 1
         elif fate is BlockFate.ERROR:
             sequence.metrics.protocol_errors += 1
             self._open(sequence)
-
-    def _observe_draft(self, sequence: SequenceState, block: Block, new_tokens: int) -> None:
-        """Note where the draft is in its work, and tell how long its steps take."""
-        pace = sequence.pace
-        if pace.cut_age is not None:
-            pace.note_stretches(block.begun, block.ended)
-        if not new_tokens:
-            return
-        sequence.timer = None  # the promise was kept; the next token has its own time
-        if pace.known:
-            seconds = self._now - pace.since
-            for observer in self._observers:
-                if pace.cut_age is None:
-                    observer.drafted(seconds / new_tokens)
-                elif new_tokens == 1:
-                    observer.restarted(seconds, pace.given_up)
-        pace.since, pace.cut_age, pace.fresh, pace.known = self._now, None, False, True
 
     # -- the target
 
@@ -276,27 +262,12 @@ class Coordinator:
         )
         metrics.note_accepted([d.begun for d in block[: event.accepted][: len(tokens)]])
         metrics.verifying.add(event.begun, event.ended)
-        self._observe_verdict(sequence, event)
+        self._observation.verdict(sequence, event.accepted, self._now)
         sequence.target_length = len(sequence.committed) + event.accepted
         self._commit(sequence, tokens)
         sequence.handover = bool(sequence.waiting)
         if reason:
             self._finish(sequence, reason)
-
-    def _observe_verdict(self, sequence: SequenceState, verdict: Verdict) -> None:
-        """Tell how long a verification took, unless the target had to read other tokens too."""
-        assert sequence.extend is not None
-        count = len(sequence.in_flight)
-        if len(sequence.extend.tokens) == count + 1:
-            verification = Verified(
-                sequence.request,
-                count,
-                verdict.accepted,
-                self._now - sequence.sent_at,
-                sequence.sent_alone,
-            )
-            for observer in self._observers:
-                observer.verified(verification)
 
     def _commit(self, sequence: SequenceState, tokens: Sequence[int]) -> None:
         """Make tokens final: commits and rollbacks alike.
@@ -308,10 +279,7 @@ class Coordinator:
         metrics.completion_tokens += len(tokens)
         if metrics.first_token is None:
             metrics.first_token = self._now
-        judged = sequence.commit(tokens, self._now)
-        if judged:
-            for observer in self._observers:
-                observer.judged(judged)
+        self._observation.judged(sequence.commit(tokens, self._now))
         self._commands.append(Tokens(sequence.request, start, tuple(tokens)))
 
     # -- what follows from the state
@@ -335,7 +303,8 @@ class Coordinator:
         if behind > self._prefill_chunk:
             self._send("target", sequence.prefill(self._next_id(), self._prefill_chunk))
             return
-        count, ahead = self._policy.decide(self._situation(sequence))
+        situation = sequence.situation(self._left(sequence) - 1, self._now)
+        count, ahead = self._policy.decide(situation)
         sequence.pause_at = None if ahead is None else sequence.chain_length + ahead
         if count is not None:
             sequence.sent_at, sequence.sent_alone = self._now, self._rests(sequence)
@@ -347,21 +316,6 @@ class Coordinator:
             self._commands.append(
                 StartTimer(sequence.request, sequence.timer, self._wait_timeout_s)
             )
-
-    def _situation(self, sequence: SequenceState) -> Situation:
-        waiting, pace = sequence.waiting, sequence.pace
-        largest = self._left(sequence) - 1
-        return Situation(
-            [d.confidence for d in waiting],
-            largest,
-            sequence.drafting and not sequence.must_send and len(waiting) < largest,
-            pace.fresh,
-            len(sequence.committed),
-            waiting[0].offset if waiting else sequence.run,
-            self._now - pace.since if sequence.drafting else 0.0,
-            pace.cut_age,
-            sequence.values_hidden,
-        )
 
     def _rests(self, sequence: SequenceState) -> bool:
         """Whether the draft has nothing to do before the next commit."""
@@ -382,9 +336,7 @@ class Coordinator:
 
     def _finish(self, sequence: SequenceState, reason: FinishReason, cause: str = "") -> None:
         del self.sequences[sequence.request]
-        if unjudged := sequence.unjudged():
-            for observer in self._observers:
-                observer.judged(unjudged)
+        self._observation.judged(sequence.unjudged())
         sequence.metrics.finished = self._now
         for role, worker in self.workers.items():
             if worker.up and sequence.request in worker.held:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from specpipe.errors import UserError
-from specpipe.simulator import Hardware
+from specpipe.simulated_workers import Hardware
 
 _SETTINGS = {
     *("name", "source", "step_ms", "passes_ms", "acceptance"),

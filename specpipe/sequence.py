@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from specpipe.messages import Block, Commit, Extend, Open
 from specpipe.metrics import RequestMetrics
-from specpipe.policy import Judged
+from specpipe.policy import Judged, Situation
 from specpipe.sampling import Sampling
 
 
@@ -154,6 +154,21 @@ class SequenceState:
     def followed(self) -> bool:
         """Whether a draft follows this sequence's commits."""
         return self.draft is DraftState.OPEN or self.draft is DraftState.OPENING
+
+    def situation(self, largest_block: int, now: float) -> Situation:
+        """What a policy may know, when the target is idle."""
+        waiting, pace = self.waiting, self.pace
+        return Situation(
+            [d.confidence for d in waiting],
+            largest_block,
+            self.drafting and not self.must_send and len(waiting) < largest_block,
+            pace.fresh,
+            len(self.committed),
+            waiting[0].offset if waiting else self.run,
+            now - pace.since if self.drafting else 0.0,
+            pace.cut_age,
+            self.values_hidden,
+        )
 
     def take_block(self, block: Block) -> BlockFate:
         """Append the part of a block that is new, after comparing the part that is not."""

@@ -30,7 +30,7 @@ from specpipe.sequence import DraftState, SequenceState
 from specpipe.workers.draft import Draft, _Chain
 from specpipe.workers.target import Target
 from tests.toys import DraftLaw, TargetLaw, ToyModel, sampling
-from tests.unit import test_coordinator, test_workers
+from tests.unit import test_coordinator, test_observation, test_workers
 from tests.virtual import World
 
 # -- random schedules
@@ -177,10 +177,10 @@ def _paused_while_opening(limit: Any, coordinator: Coordinator, sequence: Sequen
     return found
 
 
-def _one_timer_for_all(observe: Any, coordinator: Coordinator, *args: Any) -> None:
-    sequence = args[0]
+def _one_timer_for_all(on_block: Any, coordinator: Coordinator, event: Block) -> None:
+    sequence = coordinator.sequences[event.request]
     timer = sequence.timer
-    observe(coordinator, *args)
+    on_block(coordinator, event)
     sequence.timer = timer
 
 
@@ -310,11 +310,11 @@ DIRECTED: dict[str, tuple[Patch, Callable[[], None]]] = {
     ),
     "paused before it was opened": (
         wrapped(Coordinator, "_limit", _paused_while_opening),
-        test_coordinator.test_a_draft_that_is_being_opened_is_not_paused,
+        test_observation.test_a_draft_that_is_being_opened_is_not_paused,
     ),
     "one timer for all awaited tokens": (
-        wrapped(Coordinator, "_observe_draft", _one_timer_for_all),
-        test_coordinator.test_a_kept_promise_ends_its_timer,
+        wrapped(Coordinator, "_on_block", _one_timer_for_all),
+        test_observation.test_a_kept_promise_ends_its_timer,
     ),
     "verdict applied twice": (
         wrapped(Coordinator, "_answered", _any_extend),

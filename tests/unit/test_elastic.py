@@ -9,7 +9,8 @@ from specpipe.comparison import Scene, simulate
 from specpipe.elastic import Elastic
 from specpipe.policy import Decision, Judged, Situation, Verified
 from specpipe.semi_markov import Problem
-from specpipe.simulator import ConstantFates, Hardware, ReplayedFates, Simulation
+from specpipe.simulated_workers import Hardware
+from specpipe.simulator import ConstantFates, ReplayedFates, Simulation
 
 TOKENS = 5000
 

@@ -9,7 +9,8 @@ from specpipe.comparison import Scene, simulate
 from specpipe.dispatch import make_policy
 from specpipe.errors import UserError
 from specpipe.recording import Recorder, new_recording, read_recording
-from specpipe.simulator import ConstantFates, Hardware, Simulation
+from specpipe.simulated_workers import Hardware
+from specpipe.simulator import ConstantFates, Simulation
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import pytest
 
 from specpipe.dispatch import make_policy
 from specpipe.oracle import Oracle
-from specpipe.simulator import ConstantFates, Hardware, Outcome, ReplayedFates, Simulation
+from specpipe.simulated_workers import Hardware
+from specpipe.simulator import ConstantFates, Outcome, ReplayedFates, Simulation
 
 TOKENS = 4000
 
