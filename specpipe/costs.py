@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from specpipe.policy import Judged, Verified
 
 _SHRINKAGE = 2.0  # how many observations the line through all blocks is worth against each size's
+_LEAST_PART = 0.2  # no pass is taken to be shorter than this part of the mean one
 _LEAST_S = 1e-9  # what came at one and the same moment was late before
 _OUTLIER = 4.0  # a step this many times longer than usual was held up by something else
 
@@ -124,6 +125,7 @@ class PassTimes:
 
     def note(self, count: int, seconds: float) -> None:
         """Learn from one pass."""
+        seconds = max(seconds, _LEAST_S)
         own = self._by_count.setdefault(count, Duration(self._KEEP))
         own.add(seconds)
         if own.spread.weight:
@@ -140,7 +142,7 @@ class PassTimes:
         slope = max(0.0, (mt - m * t) / spread) if spread > 1e-9 else 0.0
         times, longest = [], 0.0
         for count in range(most + 1):
-            line = max(0.0, t + slope * (count - m))
+            line = max(_LEAST_PART * t, t + slope * (count - m))
             if count in self._by_count:
                 own = self._by_count[count].mean
                 line = (own.value * own.weight + line * _SHRINKAGE) / (own.weight + _SHRINKAGE)

@@ -7,7 +7,7 @@ from specpipe.messages import Block, Finish, Tokens
 from specpipe.metrics import RequestMetrics
 from specpipe.sequence import DraftState, SequenceState
 from specpipe.workers.draft import Draft, _Chain
-from tests.toys import decode_plain
+from tests.toys import EOS, decode_plain
 
 if TYPE_CHECKING:
     from tests.actors import DraftActor
@@ -107,6 +107,8 @@ def check_guess(actor: "DraftActor", block: Block) -> None:
     """Each guess is what the draft's law says after the tokens before it."""
     chain = actor.draft._chains[block.request]
     params, before = chain.sampler.sampling, chain.tokens[: block.start]
+    if EOS in block.tokens:
+        actor.world.seen["end guessed" if params.stop_token_ids else "end guessed and ignored"] += 1
     expected, _ = decode_plain(actor.model.law, before, params, len(block.tokens))
     assert block.tokens == tuple(expected), "not what the draft's law says"
 

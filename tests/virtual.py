@@ -19,6 +19,7 @@ from specpipe.events import Event, Send, StartTimer, TimerFired
 from specpipe.messages import (
     Abort,
     Commit,
+    Exhausted,
     Finish,
     FromWorker,
     Gone,
@@ -243,7 +244,10 @@ class World:
         self.in_transit[actor.role, actor.incarnation] += 1
         moment = self._arrival(actor.role, actor.incarnation, "up")
         self.at(moment, self._arrive_up, actor, message, 1)
+        if isinstance(message, Exhausted):
+            self.seen[f"exhausted: {message.reason}"] += 1
         if self.rng.random() < self.duplicate_chance:
+            self.seen[f"doubled: {type(message).__name__}"] += 1
             late = self.rng.choice((1, 10, 60)) * self.rng.random()
             self.at(moment + late, self._arrive_up, actor, message, 0)
 

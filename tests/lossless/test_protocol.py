@@ -69,7 +69,9 @@ def test_schedules_reach_everything() -> None:
     for what in (
         *("Opened", "Block", "Exhausted", "Resync", "Verdict", "Progress", "Closed", "Failed"),
         *("draft killed", "target killed", "draft stalled", "target stalled", "timeouts"),
-        *("draft not restarted", "target not restarted"),
+        *("draft not restarted", "target not restarted", "doubled: Block", "doubled: Verdict"),
+        *("exhausted: limit", "exhausted: context", "exhausted: stop"),
+        *("end guessed", "end guessed and ignored"),
         *(f"{policy}: accepted" for policy in ("serial", "pearl", "take_all", "elastic", "random")),
         *("stop", "length", "abort", "error", "rollbacks", "accepted", "stale_blocks", "dropped"),
     ):
