@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 
 from specpipe.comparison import Scene, simulate
+from specpipe.costs import PassTimes
 from specpipe.elastic import Elastic
 from specpipe.policy import Decision, Judged, Situation, Verified
-from specpipe.semi_markov import Problem
+from specpipe.semi_markov import Problem, solve
 from specpipe.simulated_workers import Hardware
 from specpipe.simulator import ConstantFates, ReplayedFates, Simulation
 
@@ -157,3 +158,15 @@ def test_a_solution_is_kept_while_the_costs_stand_still(monkeypatch):
         policy.verified(Verified(0, 3, 0, 6.5, alone=False))
         policy.reflect()
     assert solved == []
+
+
+def test_a_size_never_seen_is_not_thought_to_cost_nothing():
+    """The line through two sizes may fall below zero at a third: a rate without end, and a crash."""
+    passes = PassTimes()
+    for _ in range(9):
+        passes.note(1, 6.0)
+        passes.note(4, 25.0)
+    times = passes.table(6)
+    assert times[0] > 1.0
+    assert list(times) == sorted(times)
+    assert solve(Problem(1.0, times, 0.5)).rate < 1.0
