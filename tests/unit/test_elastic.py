@@ -161,7 +161,7 @@ def test_a_solution_is_kept_while_the_costs_stand_still(monkeypatch):
 
 
 def test_a_size_never_seen_is_not_thought_to_cost_nothing():
-    """The line through two sizes may fall below zero at a third: a rate without end, and a crash."""
+    """The line through two sizes may fall below zero at a third: an endless rate, and a crash."""
     passes = PassTimes()
     for _ in range(9):
         passes.note(1, 6.0)
