@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MODELS := saved_models/smollm2/source.json saved_models/smollm2-pruned/source.json
 
-.PHONY: run test test-slow test-gpu measure verify check clean
+.PHONY: run test test-slow test-gpu measure verify simulate-grid check clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # one pip at a time
 
@@ -43,8 +43,17 @@ verify: $(VENV)/.run $(MODELS)
 	@for dtype in float16 float32; do for temperature in 0 0.7 1.0; do \
 		echo "$$dtype, temperature $$temperature"; \
 		$(BIN)/specpipe verify --prompts "$(PROMPTS)" --max-tokens 128 \
-			--dtype $$dtype --temperature $$temperature --json || exit; \
+			--policy take_all --dtype $$dtype --temperature $$temperature --json || exit; \
 	done; done
+
+# About an hour of one core; JOBS=4 uses four.
+JOBS ?= 1
+GRID := $(BIN)/specpipe simulate --grid --tokens 8000 --jobs $(JOBS)
+
+simulate-grid: $(VENV)/.run
+	$(GRID) --out docs/simulation/exact
+	$(GRID) --jitter 0.05 --policy take_all --policy elastic --out docs/simulation/dropped
+	$(GRID) --jitter 0.05 --grain 1 --out docs/simulation/not-dropped
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .

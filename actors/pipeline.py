@@ -19,6 +19,7 @@ from specpipe.errors import SpecpipeError
 from specpipe.hub_client import HubClient
 from specpipe.messages import Finish, Ready, Role, Submit, Tokens, Vocabulary
 from specpipe.pair import ModelPair, Prompt
+from specpipe.recording import new_recording
 from specpipe.sampling import MAX_SEED, Sampling, SamplingParams, TokenLogprobs
 from specpipe.tokenizer import Detokenizer
 
@@ -144,6 +145,7 @@ class Pipeline:
                 "lookahead": config.pipeline.lookahead,
                 "prefill_chunk": config.pipeline.prefill_chunk,
                 "wait_timeout_s": config.pipeline.wait_timeout_s,
+                "record": config.pipeline.record and new_recording(config.pipeline.record),
             },
         )
         owns_ray = self._resources.enter_context(ray_session(config.ray))

@@ -10,6 +10,7 @@ import click
 
 from specpipe.cli.models import models
 from specpipe.cli.run import run
+from specpipe.cli.simulate import simulate
 from specpipe.cli.verify import verify
 from specpipe.errors import SpecpipeError, UserError
 from specpipe.version import __version__
@@ -26,6 +27,7 @@ def cli() -> None:
 cli.add_command(run)
 cli.add_command(verify)
 cli.add_command(models)
+cli.add_command(simulate)
 
 
 def main() -> NoReturn:

@@ -26,6 +26,7 @@ _PIPELINE = (
         "--acceptance",
         help=f"Rule for guesses: {' or '.join(ACCEPTANCES)}.  [default: coupled]",
     ),
+    click.option("--policy", help="elastic, take_all, serial:4 or pearl:4.  [default: elastic]"),
     click.option("--address", help="host:port of a running Ray, or auto."),
 )
 
@@ -93,7 +94,7 @@ def configure(options: Mapping[str, Any]) -> Config:
         draft={"model": draft, "device": _device("draft", options), "dtype": options["dtype"]},
         # A flag that may be repeated and isn't there is an empty tuple.
         sampling={name: value for name, value in sampling.items() if value not in ((), {})},
-        pipeline={"acceptance": options["acceptance"]},
+        pipeline={name: options.get(name) for name in ("acceptance", "policy", "record")},
         ray={"address": options["address"]},
     )
 

@@ -23,6 +23,7 @@ from specpipe.pair import ModelPair
 @sampling_options
 @click.option("--n", type=int, help="How many answers to write.  [default: 1]")
 @click.option("--logprobs", type=int, help="With --json: log-probabilities of so many tokens.")
+@click.option("--record", help="File to write the fate of each guess to, for `simulate --replay`.")
 @click.option("--json", "as_json", is_flag=True, help="End standard output with a JSON line.")
 def run(prompt: str | None, raw: bool, as_json: bool, **options: Any) -> None:
     """Complete a prompt; text goes to standard output, figures to standard error.

@@ -16,8 +16,8 @@ from types import NoneType
 from typing import Any, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from specpipe.devices import parse_device
+from specpipe.dispatch import make_policy
 from specpipe.errors import UserError
-from specpipe.policy import make_policy
 from specpipe.sampling import Acceptance, SamplingParams
 
 ACCEPTANCES = get_args(Acceptance)
@@ -72,25 +72,27 @@ class PipelineConfig:
     """How drafting and verifying are run.
 
     Attributes:
-        policy: the dispatch rule, by its name in specpipe.policy.
+        policy: the dispatch rule, by its name in specpipe.dispatch.
         acceptance: the rule by which guesses are judged, one of ACCEPTANCES.
         lookahead: most tokens that the draft may be ahead of the committed ones.
         prefill_chunk: most prompt tokens that one forward pass takes.
         max_num_seqs: most sequences in work at once.
         context_length: most tokens of prompt and answer together; None is the model's own.
         wait_timeout_s: seconds that the target waits for the draft before it goes on alone.
+        record: file to write what became of each guess to, as specpipe.recording has it, or None.
 
     Raises:
         UserError: for a value out of range.
     """
 
-    policy: str = "take_all"
+    policy: str = "elastic"
     acceptance: Acceptance = "coupled"
     lookahead: int = 64
     prefill_chunk: int = 256
     max_num_seqs: int = 1
     context_length: int | None = None
     wait_timeout_s: float = 1.0
+    record: str | None = None
 
     def __post_init__(self) -> None:
         make_policy(self.policy)
@@ -103,6 +105,8 @@ class PipelineConfig:
         if self.context_length is not None:
             _require_at_least("context_length", self.context_length, 2)
         _require_timeout("wait_timeout_s", self.wait_timeout_s)
+        if self.record == "":
+            raise UserError("record is '': give the path of a file to write, or leave it out")
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,8 @@ from specpipe.messages import (
     Vocabulary,
 )
 from specpipe.metrics import RequestMetrics
-from specpipe.policy import Policy, Situation
+from specpipe.observation import Observation
+from specpipe.policy import Observer, Policy
 from specpipe.sampling import TokenLogprobs
 from specpipe.sequence import BlockFate, DraftState, SequenceState
 from specpipe.stopping import FinishReason, StopRule
@@ -63,6 +64,7 @@ class Coordinator:
         lookahead: most drafted tokens ahead of the committed ones.
         prefill_chunk: most tokens fed by one extend that judges nothing.
         wait_timeout_s: how long to wait for a promised draft token.
+        observers: hear what the policy hears.
     """
 
     def __init__(
@@ -72,10 +74,12 @@ class Coordinator:
         lookahead: int = 64,
         prefill_chunk: int = 256,
         wait_timeout_s: float = 1.0,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self.sequences: dict[int, SequenceState] = {}
         self.workers: dict[Role, _Worker] = {"draft": _Worker(), "target": _Worker()}
         self._policy = policy
+        self._observation = Observation((policy, *observers))
         self._lookahead = lookahead
         self._prefill_chunk = prefill_chunk
         self._wait_timeout_s = wait_timeout_s
@@ -110,8 +114,17 @@ class Coordinator:
         self._handlers[type(event)](event)
         self._admit()
         for sequence in self.sequences.values():
-            self._dispatch(sequence)
-        return sorted(self._commands, key=urgency)
+            if sequence.extend is None:  # else nothing that follows from the state has changed
+                self._dispatch(sequence)
+                if sequence.followed:
+                    self._inform_draft(sequence)
+        if len(self._commands) > 1:
+            self._commands.sort(key=urgency)
+        return self._commands
+
+    def reflect(self) -> None:
+        """To be called once the commands are on their way: what takes longer is done now."""
+        self._observation.reflect()
 
     # -- the user
 
@@ -216,9 +229,15 @@ class Coordinator:
     def _on_block(self, event: Block) -> None:
         if (sequence := self._drafted(event)) is None:
             return
+        metrics = sequence.metrics
         for begun, ended in zip(event.begun, event.ended, strict=True):
-            sequence.metrics.drafting.add(begun, ended)
+            metrics.drafting.add(begun, ended)
+        drafted = metrics.drafted
         fate = sequence.take_block(event)
+        new_tokens = metrics.drafted - drafted
+        if new_tokens:  # the promise was kept; the next token has its own time
+            sequence.timer = None
+        self._observation.block(sequence, event, new_tokens, self._now)
         if fate is BlockFate.STALE:
             sequence.metrics.stale_blocks += 1
         elif fate is BlockFate.ERROR:
@@ -252,6 +271,7 @@ class Coordinator:
         metrics.blocks.append([d.token for d in judged])
         metrics.note_accepted([d.begun for d in judged[: event.accepted]])
         metrics.verifying.add(event.begun, event.ended)
+        self._observation.verdict(sequence, event.accepted, self._now)
         sequence.target_length = len(sequence.committed) + event.accepted
         self._commit(sequence, tokens, event.logprobs[: len(tokens)])
         sequence.handover = bool(sequence.waiting)
@@ -264,15 +284,16 @@ class Coordinator:
         tokens: Sequence[int],
         logprobs: tuple[TokenLogprobs, ...],
     ) -> None:
-        """Make tokens final: commits and rollbacks alike."""
+        """Make tokens final: commits and rollbacks alike.
+
+        The draft hears of it once it is decided how far it may go on.
+        """
         start = len(sequence.committed)
         metrics = sequence.metrics
         metrics.completion_tokens += len(tokens)
         if metrics.first_token is None:
             metrics.first_token = self._now
-        commit = sequence.commit(tokens, self._limit(sequence, len(tokens)))
-        if sequence.draft in {DraftState.OPENING, DraftState.OPEN}:
-            self._send("draft", commit)
+        self._observation.judged(sequence.commit(tokens, self._now))
         self._commands.append(Tokens(sequence.request, start, tuple(tokens), logprobs))
 
     # -- what follows from the state
@@ -290,22 +311,17 @@ class Coordinator:
     def _dispatch(self, sequence: SequenceState) -> None:
         """Give the target its next work on this sequence, or wait for the draft."""
         target = self.workers["target"]
-        if sequence.request not in target.held or sequence.extend is not None:
+        if sequence.request not in target.held:
             return
         behind = len(sequence.committed) - 1 - sequence.target_length
         if behind > self._prefill_chunk:
             self._send("target", sequence.prefill(self._next_id(), self._prefill_chunk))
             return
-        largest = self._left(sequence) - 1
-        situation = Situation(
-            confidences=[d.confidence for d in sequence.waiting],
-            largest_block=largest,
-            may_wait=sequence.drafting
-            and not sequence.must_send
-            and len(sequence.waiting) < largest,
-        )
-        count = self._policy.decide(situation)
+        situation = sequence.situation(self._left(sequence) - 1, self._now)
+        count, ahead = self._policy.decide(situation)
+        sequence.pause_at = None if ahead is None else sequence.chain_length + ahead
         if count is not None:
+            sequence.sent_at, sequence.sent_alone = self._now, self._rests(sequence)
             self._send("target", sequence.verify(self._next_id(), count))
             return
         sequence.handover = False
@@ -315,12 +331,26 @@ class Coordinator:
                 StartTimer(sequence.request, sequence.timer, self._wait_timeout_s)
             )
 
+    def _rests(self, sequence: SequenceState) -> bool:
+        """Whether the draft has nothing to do before the next commit."""
+        return not sequence.followed or self._limit(sequence) <= sequence.chain_length
+
+    def _inform_draft(self, sequence: SequenceState) -> None:
+        """Send the draft what was committed, and how far it may go on."""
+        rested = not sequence.drafting
+        commit = sequence.news(self._limit(sequence))
+        if commit is not None:
+            if rested and not commit.tokens:
+                sequence.pace.restart(self._now, resting=True, fresh=False)
+            self._send("draft", commit)
+
     def _open(self, sequence: SequenceState) -> None:
         self.workers["draft"].held.add(sequence.request)
-        self._send("draft", sequence.open(self._limit(sequence, 0)))
+        self._send("draft", sequence.open(self._limit(sequence)))
 
     def _finish(self, sequence: SequenceState, reason: FinishReason, cause: str = "") -> None:
         del self.sequences[sequence.request]
+        self._observation.judged(sequence.unjudged())
         sequence.metrics.finished = self._now
         for role, worker in self.workers.items():
             if worker.up and sequence.request in worker.held:
@@ -332,15 +362,18 @@ class Coordinator:
     def _left(self, sequence: SequenceState) -> int:
         return sequence.left(self.workers["target"].context_length)
 
-    def _limit(self, sequence: SequenceState, more: int) -> int:
-        """How long the draft's chain may get once `more` tokens are committed.
+    def _limit(self, sequence: SequenceState) -> int:
+        """How long the draft's chain may get.
 
-        The last token of a request needs no guess: the target always adds one of its own.
+        The last token of a request needs no guess: the target always adds one of its own. A draft
+        that is being opened is not paused, since only its first guess says that it can be used.
         """
-        committed = len(sequence.committed) + more
         whole = sequence.prompt_length + sequence.max_tokens
         whole = min(whole, self.workers["target"].context_length)
-        return min(whole - 1, committed + self._lookahead)
+        limit = min(whole - 1, len(sequence.committed) + self._lookahead)
+        if sequence.pause_at is None or sequence.draft is DraftState.OPENING:
+            return limit
+        return min(limit, sequence.pause_at)
 
     def _send(self, role: Role, message: ToDraft | ToTarget) -> None:
         self._commands.append(Send(role, self.workers[role].incarnation, message))
@@ -360,9 +393,7 @@ class Coordinator:
     def _drafted(self, event: Opened | Exhausted | Resync | Block) -> SequenceState | None:
         """The sequence that a message of today's draft is about."""
         sequence = self._current("draft", event)
-        if sequence and sequence.draft in {DraftState.OPENING, DraftState.OPEN}:
-            return sequence
-        return None
+        return sequence if sequence and sequence.followed else None
 
     def _answered(self, event: Verdict | Progress) -> SequenceState | None:
         """The sequence whose extend this answers; anything else is late or doubled."""

@@ -13,6 +13,7 @@ import math
 import shutil
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import zmq
 from specpipe.channel import Channel, hub_address
 from specpipe.coordinator import Coordinator
 from specpipe.devices import pin_process
+from specpipe.dispatch import make_policy
 from specpipe.events import Command, Event, Send, StartTimer, TimerFired
 from specpipe.messages import (
     Abort,
@@ -36,7 +38,7 @@ from specpipe.messages import (
     Tokens,
     Vocabulary,
 )
-from specpipe.policy import make_policy
+from specpipe.recording import Recorder
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +99,7 @@ class Hub:
         """Let the coordinator handle an event, and do what it says."""
         for command in self._coordinator.handle(event, time.monotonic()):
             self._do(command)
+        self._coordinator.reflect()
         if isinstance(event, Ready):
             self._user.send(event)
 
@@ -140,8 +143,15 @@ def main() -> None:
     directory = Path(settings.pop("directory"))
     user = Channel.bind(hub_address(directory))
     policy = make_policy(settings.pop("policy"))
+    record = settings.pop("record", None)
     try:
-        Hub(Coordinator(policy, **settings), user, sys.stdin.fileno()).run()
+        with ExitStack() as files:
+            observers = []
+            if record:
+                file = files.enter_context(open(record, "a", encoding="utf-8"))
+                observers.append(Recorder(file))
+            coordinator = Coordinator(policy, observers=observers, **settings)
+            Hub(coordinator, user, sys.stdin.fileno()).run()
     finally:  # a parent that was killed could not do it
         shutil.rmtree(directory, ignore_errors=True)
 

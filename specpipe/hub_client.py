@@ -42,7 +42,7 @@ class HubClient:
         directory: for all sockets of the pipeline; the hub removes it if we can't.
         cores: to pin the process to. Best are the target's: between a verdict and the next block,
             when every moment counts, they idle.
-        settings: `policy`, and the arguments of Coordinator.
+        settings: `policy` and the arguments of Coordinator; `record`, a file for a recording.
     """
 
     def __init__(self, directory: Path, cores: Sequence[int], settings: dict[str, Any]) -> None:
@@ -63,6 +63,7 @@ class HubClient:
         self._on_ready = on_ready
         self._process = subprocess.Popen(  # noqa: S603 (our own module)
             [sys.executable, "-P", "-m", "specpipe.hub", json.dumps(self._settings)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},  # its cores are the target's
             stdin=subprocess.PIPE,  # its end tells the hub that we are gone
             stdout=subprocess.PIPE,  # its end tells us that the hub is
             start_new_session=True,  # Ctrl-C is for us

@@ -1,58 +1,124 @@
-"""When to verify, and how much: the dispatch rule.
+"""When to verify, and how much: the dispatch rules.
 
-The coordinator asks whenever the target is idle. A policy sees confidences and a few lengths,
-never the tokens themselves.
+The coordinator asks its policy whenever the target is idle. A policy sees confidences, lengths and
+clocks, never the tokens themselves. `elastic`, the rule of this project, is in elastic.py.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-from specpipe.errors import UserError
+from typing import NamedTuple, Protocol
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Situation:
-    """What a policy may know.
+    """What a policy may know when the target is idle.
 
     Attributes:
         confidences: of the waiting tokens, in order.
         largest_block: how many tokens the target may be sent at most.
         may_wait: whether the draft is at work, so that waiting can bring another token.
+        fresh: whether the draft had to begin anew at the last commit, which contradicted its chain
+            or went past the end, and nothing of what it made since then has arrived.
+        committed: how many tokens are committed.
+        offset: how many guesses the draft made since it began anew, before the first waiting one.
+        step_age: seconds since the draft began its step in progress, as far as is known here.
+        cut_age: how old the step was that the draft gave up for it; infinite if it was resting,
+            None if it went on from one step to the next.
+        values_hidden: the confidences belong to tokens whose fate must not depend on them, as under
+            the rejection rule, where a token that is left out because of its own value makes the
+            output lossy. A policy then decides from counts and clocks.
     """
 
     confidences: Sequence[float]
     largest_block: int
     may_wait: bool
+    fresh: bool = False
+    committed: int = 0
+    offset: int = 0
+    step_age: float = 0.0
+    cut_age: float | None = None
+    values_hidden: bool = False
 
 
-class Policy(Protocol):
-    """Decides about one sequence at a time."""
+class Decision(NamedTuple):
+    """What to do now.
 
-    def decide(self, situation: Situation) -> int | None:
-        """How many waiting tokens to send now (0 decodes one token), or None to wait for more."""
-
-
-class TakeAll:
-    """Send all that waits; wait for at least one token while the draft is drafting."""
-
-    def decide(self, situation: Situation) -> int | None:
-        """See Policy."""
-        waiting = min(len(situation.confidences), situation.largest_block)
-        if waiting or not situation.may_wait:
-            return waiting
-        return None
-
-
-_POLICIES = {"take_all": TakeAll}
-
-
-def make_policy(name: str) -> Policy:
-    """The policy of that name.
-
-    Raises:
-        UserError: if there is none.
+    Attributes:
+        send: how many waiting tokens to send (0 decodes one token), or None to wait for more.
+        ahead: how many tokens the draft may add to the chain before the next decision or commit;
+            then it pauses. None lets it run as far as the lookahead allows.
     """
-    if name not in _POLICIES:
-        raise UserError(f"no policy is called {name!r}: there is {', '.join(sorted(_POLICIES))}")
-    return _POLICIES[name]()
+
+    send: int | None
+    ahead: int | None = None
+
+
+class Judged(NamedTuple):
+    """A guess that was compared with what was committed in its place.
+
+    Attributes:
+        request, position: of the token.
+        offset: how many guesses came before it since the draft last began anew.
+        confidence: the draft's own chance for it.
+        right: whether it was committed itself; None if an earlier guess was wrong, so that nothing
+            can be said about this one.
+        begun, ended: when the draft's step ran that made it; seconds.
+    """
+
+    request: int
+    position: int
+    offset: int
+    confidence: float
+    right: bool | None
+    begun: float
+    ended: float
+
+
+class Verified(NamedTuple):
+    """A verification, as the coordinator saw it.
+
+    Attributes:
+        request: whose.
+        guesses: drafted tokens in the block; the forward pass had one row more.
+        accepted: how many of them stand.
+        seconds: from sending the block to the verdict's arrival.
+        alone: whether the draft rested all the while.
+    """
+
+    request: int
+    guesses: int
+    accepted: int
+    seconds: float
+    alone: bool
+
+
+class Observer(Protocol):
+    """Hears what happens, in order to learn or to write it down."""
+
+    def drafted(self, seconds: float) -> None:
+        """A token arrived from the draft, so long after the one before; nothing came between."""
+
+    def restarted(self, seconds: float, given_up: tuple[float, float] | None) -> None:
+        """The first token arrived after the draft had to begin anew.
+
+        Args:
+            seconds: since it was told to.
+            given_up: if a step was in progress then, how old it was, and how long the draft still
+                worked on it.
+        """
+
+    def verified(self, verification: Verified) -> None:
+        """A verdict came."""
+
+    def judged(self, guesses: Sequence[Judged]) -> None:
+        """These guesses, neighbours in order, were compared with what was committed."""
+
+    def reflect(self) -> None:
+        """All commands are on their way: now is the time for what takes longer."""
+
+
+class Policy(Observer, Protocol):
+    """Decides about one sequence at a time, and may learn from all of them."""
+
+    def decide(self, situation: Situation) -> Decision:
+        """What to do about a sequence for which the target is idle."""

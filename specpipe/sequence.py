@@ -4,6 +4,7 @@ The chain is committed + in-flight + waiting tokens, in this order and without g
 operations change it: a block from the draft appends to it, a commit moves its front.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -11,16 +12,22 @@ from typing import NamedTuple
 
 from specpipe.messages import Block, Commit, Extend, Open
 from specpipe.metrics import RequestMetrics
+from specpipe.policy import Judged, Situation
 from specpipe.sampling import GuessLaw, Sampling
 from specpipe.stopping import StopRule
 
 
 class Drafted(NamedTuple):
-    """A guess: the token, the draft's confidence, when its step began, its law if the rule asks."""
+    """A guess: the token, the draft's confidence, when its draft step ran, and its law.
+
+    `offset`: how many guesses came before it since the draft last began anew.
+    """
 
     token: int
     confidence: float
     begun: float
+    ended: float
+    offset: int
     law: GuessLaw | None = None
 
 
@@ -42,6 +49,38 @@ class BlockFate(Enum):
 
 
 @dataclass(slots=True)
+class Pace:
+    """Where the draft is in its work, as far as can be told from here; seconds.
+
+    Attributes:
+        since: when its step in progress began.
+        cut_age: if it began anew then, how old the step was that it gave up; infinite if it was
+            resting. None if it went on from one step to the next.
+        fresh: whether it began anew because of a commit.
+        given_up: of the step that it gave up, once it has reported it: how old it was at the
+            restart, and how long it still worked on it.
+        known: False until the first token after an open.
+    """
+
+    since: float = 0.0
+    cut_age: float | None = None
+    fresh: bool = False
+    given_up: tuple[float, float] | None = None
+    known: bool = False
+
+    def restart(self, now: float, *, resting: bool, fresh: bool) -> None:
+        """The draft is being told something that lets it begin another step."""
+        self.cut_age = math.inf if resting else now - self.since
+        self.since, self.fresh, self.given_up = now, fresh, None
+
+    def note_stretches(self, begun: Sequence[float], ended: Sequence[float]) -> None:
+        """Look for the step that was in progress at the restart among those now reported."""
+        for begin, end in zip(begun, ended, strict=True):
+            if begin < self.since <= end:
+                self.given_up = self.since - begin, end - self.since
+
+
+@dataclass(slots=True)
 class SequenceState:
     """The state of one request between submission and finish.
 
@@ -59,6 +98,11 @@ class SequenceState:
         must_send: a timer fired, so waiting is not allowed until the next extend.
         handover: whether tokens were waiting when the last verdict came, so that a block followed
             it at once.
+        unsent: how many of the last committed tokens the draft has not been told of.
+        limit: how long the draft was last told that its chain may get; `pause_at`: the policy's
+            wish about that.
+        run: how many guesses were taken since the draft last began anew.
+        sent_at: when the extend was sent; `sent_alone`: whether the draft was made to rest then.
     """
 
     request: int
@@ -80,6 +124,13 @@ class SequenceState:
     timer: int | None = None
     must_send: bool = False
     handover: bool = False
+    unsent: int = 0
+    limit: int = 0
+    pause_at: int | None = None
+    pace: Pace = field(default_factory=Pace)
+    run: int = 0
+    sent_at: float = 0.0
+    sent_alone: bool = False
     _commit_serials: list[int] = field(default_factory=list)
 
     @property
@@ -101,6 +152,26 @@ class SequenceState:
         """Whether the draft is at work, so that another token will come without our doing."""
         return self.draft is DraftState.OPEN and self.exhausted_at < self.serial
 
+    @property
+    def followed(self) -> bool:
+        """Whether a draft follows this sequence's commits."""
+        return self.draft is DraftState.OPEN or self.draft is DraftState.OPENING
+
+    def situation(self, largest_block: int, now: float) -> Situation:
+        """What a policy may know, when the target is idle."""
+        waiting, pace = self.waiting, self.pace
+        return Situation(
+            [d.confidence for d in waiting],
+            largest_block,
+            self.drafting and not self.must_send and len(waiting) < largest_block,
+            pace.fresh,
+            len(self.committed),
+            waiting[0].offset if waiting else self.run,
+            now - pace.since if self.drafting else 0.0,
+            pace.cut_age,
+            self.sampling.rejects,
+        )
+
     def take_block(self, block: Block) -> BlockFate:
         """Append the part of a block that is new, after comparing the part that is not."""
         if block.serial < self.fence:
@@ -119,33 +190,69 @@ class SequenceState:
                 if token != self._pending(position).token:
                     return BlockFate.ERROR
             else:
+                begun, ended = block.begun[earlier + i], block.ended[earlier + i]
                 law = block.laws[i] if block.laws else None
-                begun = block.begun[earlier + i]
-                self.waiting.append(Drafted(token, block.confidences[i], begun, law))
+                confidence = block.confidences[i]
+                self.waiting.append(Drafted(token, confidence, begun, ended, self.run, law))
+                self.run += 1
                 self.metrics.drafted += 1
         return BlockFate.TAKEN
 
-    def commit(self, tokens: Sequence[int], limit: int) -> Commit:
-        """Make tokens final, drop what they contradict, and say so to the draft."""
+    def commit(self, tokens: Sequence[int], now: float) -> list[Judged]:
+        """Make tokens final, drop what they contradict; returns what became of the guesses."""
+        start, resting = len(self.committed), not self.drafting
         self.serial += 1
-        start = len(self.committed)
-        pending = self.in_flight + self.waiting
+        sent, pending = len(self.in_flight), self.in_flight + self.waiting
         self.committed += tokens
         self._commit_serials += [self.serial] * len(tokens)
-        self.in_flight, self.extend = [], None
-        if any(token != d.token for token, d in zip(tokens, pending, strict=False)):
-            self.waiting = []
+        self.in_flight, self.extend, self.pause_at = [], None, None
+        self.unsent = len(tokens)
+        same = 0
+        while same < min(len(tokens), len(pending)) and tokens[same] == pending[same].token:
+            same += 1
+        contradicted = same < min(len(tokens), len(pending))
+        if contradicted:
             self.fence = self.serial
             self.metrics.rollbacks += 1
-        else:
-            self.waiting = pending[len(tokens) :]
-        return Commit(self.request, self.serial, self.serial, start, tuple(tokens), limit)
+        if same < len(tokens):
+            self.run = 0
+            self.pace.restart(now, resting=resting, fresh=True)
+        elif resting:
+            self.pace.restart(now, resting=True, fresh=False)
+        self.waiting = [] if contradicted else pending[len(tokens) :]
+        # Under the rejection rule, being equal to a bonus token is not the same as being accepted.
+        telling = sent if self.sampling.rejects else len(pending)
+        return [
+            self._judged(start + i, guess, i < same if i <= same and i < telling else None)
+            for i, guess in enumerate(pending if contradicted else pending[:same])
+        ]
+
+    def unjudged(self) -> list[Judged]:
+        """The guesses of a request that ends, of which nothing will be known."""
+        start = len(self.committed)
+        pending = self.in_flight + self.waiting
+        return [self._judged(start + i, guess, None) for i, guess in enumerate(pending)]
+
+    def news(self, limit: int) -> Commit | None:
+        """What the draft that follows has to be told: new tokens, another limit, or nothing."""
+        count, self.unsent = self.unsent, 0
+        if not count:
+            if limit == self.limit:
+                return None
+            self.serial += 1
+        self.limit = limit
+        start = len(self.committed) - count
+        return Commit(
+            self.request, self.serial, self.serial, start, tuple(self.committed[start:]), limit
+        )
 
     def open(self, limit: int) -> Open:
         """Hand the whole chain to the draft; all blocks made before are stale from here on."""
         self.draft, self.exhausted_at = DraftState.OPENING, -1
         self.serial += 1
         self.fence = self.serial
+        self.unsent, self.limit, self.run = 0, limit, 0
+        self.pace.known = False
         tokens, committed = tuple(self.chain()), len(self.committed)
         return Open(self.request, self.serial, tokens, committed, limit, self.sampling)
 
@@ -176,6 +283,18 @@ class SequenceState:
         if self.draft is not DraftState.FAILED:
             self.draft = DraftState.ABSENT
         self.exhausted_at = -1
+        self.pace.known = False
+
+    def _judged(self, position: int, guess: Drafted, right: bool | None) -> Judged:
+        return Judged(
+            self.request,
+            position,
+            guess.offset,
+            guess.confidence,
+            right,
+            guess.begun,
+            guess.ended,
+        )
 
     def _extend(self, extend_id: int, tokens: Sequence[int]) -> Extend:
         self.extend = Extend(

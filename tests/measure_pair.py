@@ -16,8 +16,12 @@ TOKENS = 64
 SETTINGS = {
     "target alone, one core": {"draft": {"model": "none"}, "target": {"device": "cpu:1"}},
     "target alone, all cores": {"draft": {"model": "none"}},
-    "its own draft": {"draft": {"model": "smollm2"}},
-    "pruned draft": {"draft": {"model": "smollm2-pruned"}},
+    "its own draft, take_all": {
+        "draft": {"model": "smollm2"},
+        "pipeline": {"policy": "take_all"},
+    },
+    "pruned draft, take_all": {"pipeline": {"policy": "take_all"}},
+    "pruned draft, elastic": {},
 }
 
 

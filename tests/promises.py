@@ -8,7 +8,7 @@ from specpipe.metrics import RequestMetrics
 from specpipe.sampler import Sampler
 from specpipe.sequence import DraftState, SequenceState
 from specpipe.workers.draft import Draft, _Chain
-from tests.toys import end_of
+from tests.toys import EOS, end_of
 
 if TYPE_CHECKING:
     from tests.actors import DraftActor, TargetActor
@@ -60,6 +60,7 @@ def _check_metrics(world: "World", metrics: RequestMetrics, written: int) -> Non
     # Each verdict gives its accepted tokens and one more, unless the text ends before that one.
     assert 0 <= metrics.accepted + metrics.target_forwards - written <= 1, "a token uncounted"
     assert metrics.rollbacks <= metrics.target_forwards
+    world.seen[f"{world.policy}: accepted"] += metrics.accepted
     for name in ("rollbacks", "accepted", "stale_blocks", "timeouts"):
         world.seen[name] += getattr(metrics, name)
 
@@ -105,7 +106,10 @@ def _check_in_step(world: "World", draft: Draft, chain: _Chain, sequence: Sequen
         return
     world.seen["in step"] += 1
     assert chain.tokens == sequence.chain(), "the draft drafts on another chain"
-    assert chain.limit == world.coordinator._limit(sequence, 0), "the draft has another limit"
+    assert chain.limit == sequence.limit, "the draft has another limit"
+    if sequence.extend is None:  # decided anew at each event, so it must be told at once
+        wish = world.coordinator._limit(sequence)
+        assert chain.limit == wish, "the draft has not been told how far it may go on"
     stuck = draft._stuck(chain) is not None
     assert not (sequence.drafting and stuck) or draft._owes_word(chain), "waited for, but stuck"
     if sequence.draft is DraftState.OPEN and not sequence.drafting:
@@ -116,6 +120,8 @@ def check_guess(actor: "DraftActor", block: Block) -> None:
     """Each guess is what the draft's law says after the tokens before it."""
     chain = actor.draft._chains[block.request]
     params, before = chain.sampler.sampling, chain.tokens[: block.start]
+    if EOS in block.tokens:
+        actor.world.seen["end guessed" if params.stop_token_ids else "end guessed and ignored"] += 1
     guesses = []
     for _ in block.tokens:
         ids = [*before, *(guess.token for guess in guesses)]

@@ -14,10 +14,12 @@ from typing import Any, cast
 
 from specpipe.codec import decode, encode
 from specpipe.coordinator import Coordinator
+from specpipe.dispatch import Unlearned, make_policy
 from specpipe.events import Event, Send, StartTimer, TimerFired
 from specpipe.messages import (
     Abort,
     Commit,
+    Exhausted,
     Finish,
     FromWorker,
     Gone,
@@ -29,7 +31,7 @@ from specpipe.messages import (
     Tokens,
     Vocabulary,
 )
-from specpipe.policy import Policy, Situation, TakeAll
+from specpipe.policy import Decision, Policy, Situation
 from specpipe.sampling import Sampling
 from tests import promises
 from tests.actors import FOREVER, Actor, DraftActor, TargetActor
@@ -46,19 +48,21 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 """What requests ask of their sampling, besides the temperature."""
 
 
-class RandomPolicy:
-    """Does anything that is legal."""
+class RandomPolicy(Unlearned):
+    """Does anything that is legal, and pauses the draft now and then."""
 
-    def __init__(self, rng: random.Random, wait_chance: float) -> None:
-        self._rng, self._wait_chance = rng, wait_chance
+    def __init__(self, rng: random.Random, wait_chance: float, pause_chance: float) -> None:
+        self._rng, self._wait_chance, self._pause_chance = rng, wait_chance, pause_chance
 
-    def decide(self, situation: Situation) -> int | None:
+    def decide(self, situation: Situation) -> Decision:
+        rng = self._rng
         most = min(len(situation.confidences), situation.largest_block)
         assert most >= 0
         assert not (situation.may_wait and most == situation.largest_block), "full, yet may wait"
-        if situation.may_wait and self._rng.random() < self._wait_chance:
-            return None
-        return self._rng.choice((most, self._rng.randint(0, most)))
+        ahead = rng.choice((0, 1, 2, 5)) if rng.random() < self._pause_chance else None
+        if situation.may_wait and rng.random() < self._wait_chance:
+            return Decision(None, ahead)
+        return Decision(rng.choice((most, rng.randint(0, most))), ahead)
 
 
 class World:
@@ -67,6 +71,7 @@ class World:
     Attributes:
         clean: no faults at all: then no timer fires and no draft is resynchronised.
         loss_chance: of a commit; no transport of ours loses any, but the protocol survives it.
+        policy: the kind of rule that decides.
         seen: counts of what happened, to show that the schedules reach it.
     """
 
@@ -92,13 +97,9 @@ class World:
 
         count = rng.choice((1, 1, 1, 2, 3, 4))
         timeout = 18 * min(count, self.slots) + 12 * self.delay + 5
-        policies: tuple[Policy, ...] = (
-            TakeAll(),
-            RandomPolicy(rng, rng.choice((0.2, 0.6, 0.9))),
-        )
         self.lookahead = rng.choice((1, 2, 5, 12, 40))
         self.coordinator = Coordinator(
-            rng.choice(policies),
+            self._choose_policy(),
             lookahead=self.lookahead,
             prefill_chunk=rng.choice((1, 2, 4, 100)),
             wait_timeout_s=timeout,
@@ -121,6 +122,18 @@ class World:
         self.draft = self._start_draft(1)
         if not self.clean:
             self._plan_faults()
+
+    def _choose_policy(self) -> Policy:
+        """Any of them; drawn draft lengths may be more than lookahead or context allow."""
+        rng = self.rng
+        name = rng.choice(("random", "random", "take_all", "serial", "pearl", "elastic"))
+        self.policy = name
+        if name == "random":
+            pauses = rng.choice((0.0, 0.0, 0.3, 1.0))
+            return RandomPolicy(rng, rng.choice((0.2, 0.6, 0.9)), pauses)
+        if name in {"serial", "pearl"}:
+            return make_policy(f"{name}:{rng.choice((1, 2, 4, 12))}")
+        return make_policy(name)
 
     # -- the schedule
 
@@ -213,9 +226,20 @@ class World:
             return
         if rng.random() < 0.8:  # else the next incarnation comes unannounced
             self.at(noticed, self._tell, Lost(role, actor.incarnation))
-        start = self._start_draft if role == "draft" else self._start_target
         back = self.now + rng.choice((0.1, 2, 10, 100)) * rng.random()
-        self.at(back, start, actor.incarnation + 1)
+        self.at(back, self._restart, role, actor.incarnation + 1)
+
+    def _restart(self, role: Role, incarnation: int) -> None:
+        """Start a worker again; now and then that fails, and it is tried once more."""
+        actor = (
+            self._start_draft(incarnation) if role == "draft" else self._start_target(incarnation)
+        )
+        if self.rng.random() < 0.15:
+            actor.alive = False
+            self.seen[f"{role} not restarted"] += 1
+            noticed = self.now + self.rng.uniform(0, 10)
+            self.at(noticed, self._tell, Lost(role, incarnation))
+            self.at(noticed, self._restart, role, incarnation + 1)
 
     def _stall(self, role: Role, for_good: bool) -> None:
         self.seen[f"{role} stalled"] += 1
@@ -246,7 +270,10 @@ class World:
         self.in_transit[actor.role, actor.incarnation] += 1
         moment = self._arrival(actor.role, actor.incarnation, "up")
         self.at(moment, self._arrive_up, actor, message, 1)
+        if isinstance(message, Exhausted):
+            self.seen[f"exhausted: {message.reason}"] += 1
         if self.rng.random() < self.duplicate_chance:
+            self.seen[f"doubled: {type(message).__name__}"] += 1
             late = self.rng.choice((1, 10, 60)) * self.rng.random()
             self.at(moment + late, self._arrive_up, actor, message, 0)
 
@@ -285,5 +312,6 @@ class World:
                     promises.check_tokens(self, command)
                 case Finish():
                     promises.check_finish(self, command)
+        self.coordinator.reflect()
         for sequence in self.coordinator.sequences.values():
             promises.check_sequence(self, sequence)

@@ -62,6 +62,8 @@ FLAGS = {
     "Ray Client": (["--address", "ray://127.0.0.1:10001"], ["ray://"]),
     "nobody at the address": (["--address", "127.0.0.1:1"], ["127.0.0.1:1"]),
     "no address": (["--address", "somewhere"], ["somewhere", "host:port"]),
+    "no such policy": (["--policy", "elastik"], ["'elastik'", "elastic"]),
+    "policy without a length": (["--policy", "serial"], ["'serial'", "serial:4"]),
     "no such flag": (["--lookahaed", "3"], ["--lookahaed"]),
     "no such file": (["--config", "absent.toml"], ["absent.toml"]),
 }

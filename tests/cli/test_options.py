@@ -39,6 +39,7 @@ WRONG = {
     "logit_bias names the token id 999999": ["--logit-bias", "999999=1"],
     "stop_token_ids names the token id 999999": ["--stop-token-ids", "999999"],
     "acceptance is 'both'": ["--acceptance", "both"],
+    "'lazy'": ["--policy", "lazy"],
 }
 
 
@@ -77,7 +78,7 @@ def test_every_sampling_flag_reaches_the_configuration():
         "--max-tokens 5 --temperature 0.5 --top-k 7 --top-p 0.9 --min-p 0.1 --seed 3 --ignore-eos "
         "--repetition-penalty 1.1 --presence-penalty 0.2 --frequency-penalty 0.3 --stop X --stop Y "
         "--stop-token-ids 4 --stop-token-ids 5 --logit-bias 6=-1.5 --logit-bias 7=2 "
-        "--acceptance rejection"
+        "--acceptance rejection --policy serial:3"
     )
     config = command.main(flags.split(), standalone_mode=False)
     sampling = config.sampling
@@ -87,4 +88,4 @@ def test_every_sampling_flag_reaches_the_configuration():
     assert (sampling.frequency_penalty, sampling.ignore_eos) == (0.3, True)
     assert (sampling.stop, sampling.stop_token_ids) == (("X", "Y"), (4, 5))
     assert sampling.logit_bias == {6: -1.5, 7: 2.0}
-    assert config.pipeline.acceptance == "rejection"
+    assert (config.pipeline.acceptance, config.pipeline.policy) == ("rejection", "serial:3")

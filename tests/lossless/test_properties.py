@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specpipe.coordinator import Coordinator
+from specpipe.dispatch import TakeAll
 from specpipe.events import Event, Send
 from specpipe.messages import (
     Block,
@@ -24,7 +25,6 @@ from specpipe.messages import (
     Tokens,
     Vocabulary,
 )
-from specpipe.policy import TakeAll
 from specpipe.sampler import Sampler
 from specpipe.sampling import Sampling
 from specpipe.workers.target import Target

@@ -13,6 +13,7 @@ import pytest
 
 from specpipe import sampler as sampler_module
 from specpipe.coordinator import Coordinator
+from specpipe.dispatch import TakeAll
 from specpipe.events import Event, Send, StartTimer, TimerFired
 from specpipe.messages import (
     Block,
@@ -26,14 +27,13 @@ from specpipe.messages import (
     Submit,
     Verdict,
 )
-from specpipe.policy import TakeAll
-from specpipe.sequence import SequenceState
+from specpipe.sequence import DraftState, SequenceState
 from specpipe.stopping import StopRule
 from specpipe.workers import target as target_module
 from specpipe.workers.draft import Draft, _Chain
 from specpipe.workers.target import Target
 from tests.toys import DraftLaw, TargetLaw, ToyModel, sampling
-from tests.unit import test_coordinator, test_workers
+from tests.unit import test_coordinator, test_observation, test_workers
 from tests.virtual import World
 
 # -- random schedules
@@ -72,6 +72,10 @@ def test_schedules_reach_everything() -> None:
     for what in (
         *("Opened", "Block", "Exhausted", "Resync", "Verdict", "Progress", "Closed", "Failed"),
         *("draft killed", "target killed", "draft stalled", "target stalled", "timeouts"),
+        *("draft not restarted", "target not restarted", "doubled: Block", "doubled: Verdict"),
+        *("exhausted: limit", "exhausted: context", "exhausted: stop"),
+        *("end guessed", "end guessed and ignored"),
+        *(f"{policy}: accepted" for policy in ("serial", "pearl", "take_all", "elastic", "random")),
         *("stop", "length", "abort", "error", "rollbacks", "accepted", "stale_blocks", "dropped"),
     ):
         assert seen.get(what, 0) >= 5, what
@@ -164,6 +168,25 @@ def _last_token_only(
     last = start + len(tokens) - 1
     same = last < len(chain.tokens) and chain.tokens[last] == tokens[-1]
     return None if same else disagreement(chain, start, tokens)
+
+
+def _never_resumed(news: Any, sequence: SequenceState, limit: int) -> Any:
+    """Tells the draft of new tokens, but not of another limit without any."""
+    return news(sequence, limit) if sequence.unsent else None
+
+
+def _paused_while_opening(limit: Any, coordinator: Coordinator, sequence: SequenceState) -> int:
+    at, sequence.draft = sequence.draft, DraftState.OPEN
+    found: int = limit(coordinator, sequence)
+    sequence.draft = at
+    return found
+
+
+def _one_timer_for_all(on_block: Any, coordinator: Coordinator, event: Block) -> None:
+    sequence = coordinator.sequences[event.request]
+    timer = sequence.timer
+    on_block(coordinator, event)
+    sequence.timer = timer
 
 
 def _without_timers(handle: Any, *args: Any) -> list[Any]:
@@ -292,6 +315,7 @@ PLANTED: dict[str, Patch] = {
     "stop texts end with the verdict": wrapped(StopRule, "cut", _forgetful_stop),
     "laws of other guesses": wrapped(SequenceState, "_extend", _laws_swapped),
     "waits again after a timer": wrapped(Coordinator, "_on_timer", _patient),
+    "limit told with new tokens only": wrapped(SequenceState, "news", _never_resumed),
 }
 SEEDS_TO_CATCH = 1000
 
@@ -327,6 +351,14 @@ DIRECTED: dict[str, tuple[Patch, Callable[[], None]]] = {
     "no fence": (
         wrapped(SequenceState, "take_block", _fenceless),
         test_coordinator.test_block_of_an_abandoned_chain_is_dropped,
+    ),
+    "paused before it was opened": (
+        wrapped(Coordinator, "_limit", _paused_while_opening),
+        test_observation.test_a_draft_that_is_being_opened_is_not_paused,
+    ),
+    "one timer for all awaited tokens": (
+        wrapped(Coordinator, "_on_block", _one_timer_for_all),
+        test_observation.test_a_kept_promise_ends_its_timer,
     ),
     "verdict applied twice": (
         wrapped(Coordinator, "_answered", _any_extend),

@@ -4,18 +4,19 @@ import json
 
 import pytest
 
-from specpipe.actors import Config, SamplingParams
+from specpipe.actors import Config
 from specpipe.actors.comparison import Comparison
 from specpipe.pair import ModelPair
 from tests.prompts import prompts
 
-PARAMS = SamplingParams(max_tokens=12, temperature=0.7, seed=0)
-
 
 @pytest.fixture
 def config(smollm2, smollm2_pruned):
-    sampling = {"max_tokens": 12, "temperature": 0.7, "seed": 0}
-    return Config().override(models_dir=str(smollm2.folder.parent), sampling=sampling)
+    return Config().override(
+        models_dir=str(smollm2.folder.parent),
+        sampling={"max_tokens": 12, "temperature": 0.7, "seed": 0},
+        pipeline={"policy": "take_all"},
+    )
 
 
 def test_answers_agree_and_a_forged_one_is_found_out(config, tmp_path):

@@ -1,5 +1,6 @@
 """The whole pipeline with real models: same output as the target alone, and nothing left behind."""
 
+import json
 import os
 import threading
 
@@ -52,10 +53,31 @@ def reference(smollm2):
 @pytest.fixture(scope="module", params=["smollm2", "smollm2-pruned"])
 def pipeline(request, smollm2, smollm2_pruned):
     config = Config().override(
-        models_dir=str(smollm2.folder.parent), draft={"model": request.param}
+        models_dir=str(smollm2.folder.parent),
+        draft={"model": request.param},
+        pipeline={"policy": "take_all"},  # elastic may let such a draft rest
     )
     with Pipeline.launch(config) as pipeline:
         yield pipeline
+
+
+@pytest.mark.parametrize("policy", ["elastic", "serial:3"])
+def test_no_policy_changes_what_the_target_writes(policy, reference, smollm2, tmp_path):
+    """Pauses and waits, with real workers; and the recording says what was sent."""
+    record = tmp_path / "run.jsonl"
+    config = Config().override(
+        models_dir=str(smollm2.folder.parent), pipeline={"policy": policy, "record": str(record)}
+    )
+    with Pipeline.launch(config) as pipeline:
+        for params, expected in reference.items():
+            completions = pipeline.generate(prompts(3), params)
+            assert [content(c) for c in completions] == expected
+            assert all(c.metrics.protocol_errors == 0 for c in completions)
+            if policy == "serial:3":
+                assert all(c.metrics.accepted > 0 for c in completions), "it never speculated"
+    kinds = [json.loads(line)["type"] for line in record.read_text().splitlines()]
+    assert "pass" in kinds
+    assert "guess" in kinds
 
 
 @pytest.mark.parametrize("params", [GREEDY, WARM, ALL], ids=["greedy", "sampled", "all options"])
@@ -123,7 +145,8 @@ def test_models_run_at_the_priority_of_the_program(pipeline):
 def test_rejection_writes_with_real_models(smollm2, smollm2_pruned, reference):
     """Its laws travel through the real codec and sockets; greedily it is the coupled rule."""
     config = Config().override(
-        models_dir=str(smollm2.folder.parent), pipeline={"acceptance": "rejection"}
+        models_dir=str(smollm2.folder.parent),
+        pipeline={"acceptance": "rejection", "policy": "take_all"},
     )
     with Pipeline.launch(config) as pipeline:
         greedy = pipeline.generate(prompts(3), GREEDY)

@@ -99,6 +99,12 @@ def test_override_changes_only_what_was_given() -> None:
     assert config.override() == config
 
 
+def test_a_recording_needs_a_name() -> None:
+    """An empty path would be the working directory, or nothing recorded after a long run."""
+    with pytest.raises(UserError, match="record is ''"):
+        Config().override(pipeline={"record": ""})
+
+
 def test_override_is_validated_as_a_file_is() -> None:
     with pytest.raises(UserError, match="temperature is -1"):
         Config().override(sampling={"temperature": -1.0})

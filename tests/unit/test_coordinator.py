@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 import pytest
 
 from specpipe.coordinator import Coordinator
+from specpipe.dispatch import TakeAll, Unlearned
 from specpipe.events import Command, Event, Send, StartTimer, TimerFired
 from specpipe.messages import (
     Abort,
@@ -28,7 +29,7 @@ from specpipe.messages import (
     Tokens,
     Verdict,
 )
-from specpipe.policy import Policy, Situation, TakeAll
+from specpipe.policy import Decision, Policy, Situation
 from specpipe.sequence import DraftState
 from tests.toys import sampling
 
@@ -41,7 +42,8 @@ class Desk:
     """A coordinator with both workers ready and request 0 submitted; what it said last."""
 
     def __init__(self, policy: Policy | None = None, *, draft: bool = True, slots: int = 1) -> None:
-        self.coordinator = Coordinator(policy or TakeAll(), prefill_chunk=8)
+        self.policy: Any = policy or TakeAll()
+        self.coordinator = Coordinator(self.policy, prefill_chunk=8)
         self.said: list[Command] = []
         self._slots = slots
         self.ready("target", 1)
@@ -260,15 +262,15 @@ def test_request_that_the_draft_fails_on_is_not_opened_again() -> None:
     assert desk.sequence.draft is DraftState.FAILED
 
 
-class Situations:
+class Situations(Unlearned):
     """Remembers what it was asked, and waits whenever it may."""
 
     def __init__(self) -> None:
         self.asked: list[Situation] = []
 
-    def decide(self, situation: Situation) -> int | None:
+    def decide(self, situation: Situation) -> Decision:
         self.asked.append(situation)
-        return None if situation.may_wait else min(len(situation.confidences), 1)
+        return Decision(None if situation.may_wait else min(len(situation.confidences), 1))
 
 
 def test_waiting_is_illegal_once_the_largest_block_waits() -> None:

@@ -1,5 +1,6 @@
 """The hub's process: it outlives nobody, and nobody waits for it in vain."""
 
+import json
 import queue
 import subprocess
 import sys
@@ -41,7 +42,8 @@ def receive(channel: Channel) -> Message:
 
 
 def test_a_request_goes_to_the_worker_and_its_tokens_come_back(folder: Path) -> None:
-    hub = HubClient(folder, (), SETTINGS)
+    record = folder / "run.jsonl"
+    hub = HubClient(folder, (), SETTINGS | {"record": str(record)})
     reported: queue.SimpleQueue[Ready] = queue.SimpleQueue()
     updates: queue.SimpleQueue[Tokens | Finish] = queue.SimpleQueue()
     hub.start(reported.put)
@@ -61,6 +63,8 @@ def test_a_request_goes_to_the_worker_and_its_tokens_come_back(folder: Path) -> 
     assert isinstance(finish, Finish)
     assert (finish.reason, finish.metrics.completion_tokens) == ("length", 2)
     assert receive(target) == Close(1)
+    (line,) = map(json.loads, record.read_text().splitlines())  # the first read the prompt, too
+    assert (line["type"], line["rows"], line["alone"]) == ("pass", 1, True)
     hub.close()
     target.close()
 

@@ -1,0 +1,201 @@
+"""What a dispatch rule must know of models and machine, measured as it runs.
+
+All times are the coordinator's own: from sending something to the answer's arrival. So they hold
+whatever lies between, be it the channel, other sequences, or a shared memory.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from specpipe.policy import Judged, Verified
+
+_SHRINKAGE = 2.0  # how many observations the line through all blocks is worth against each size's
+_LEAST_PART = 0.2  # no pass is taken to be shorter than this part of the mean one
+_LEAST_S = 1e-9  # what came at one and the same moment was late before
+_OUTLIER = 4.0  # a step this many times longer than usual was held up by something else
+
+
+class Average:
+    """A mean that forgets: each new value counts 1, the older ones `keep`, keep², ..."""
+
+    __slots__ = ("_keep", "value", "weight")
+
+    def __init__(self, keep: float, value: float = 0.0, weight: float = 0.0) -> None:
+        self._keep, self.value, self.weight = keep, value, weight
+
+    def add(self, value: float) -> None:
+        """Take one more."""
+        self.weight = self.weight * self._keep + 1.0
+        self.value += (value - self.value) / self.weight
+
+
+class Chances:
+    """How often guesses are right, those before them being right.
+
+    By the draft's confidence, in buckets, or by the position since the draft last began anew. Each
+    bucket is drawn to the mean of all, the more, the fewer guesses it has seen.
+    """
+
+    _EDGES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
+    _POSITIONS = 16
+    _KEEP = 0.999
+    _PRIOR = 4.0
+
+    def __init__(self) -> None:
+        self._all = Average(self._KEEP, 0.5, 2.0)
+        self._by_confidence = [Average(self._KEEP) for _ in range(len(self._EDGES) + 1)]
+        self._by_position = [Average(self._KEEP) for _ in range(self._POSITIONS)]
+
+    def note(self, guesses: Sequence[Judged]) -> None:
+        """Learn what became of some guesses."""
+        for _, _, offset, confidence, right, _, _ in guesses:
+            if right is not None:
+                value = 1.0 if right else 0.0
+                self._all.add(value)
+                self._by_confidence[bisect_right(self._EDGES, confidence)].add(value)
+                self._by_position[min(offset, self._POSITIONS - 1)].add(value)
+
+    def doubt(self) -> None:
+        """Let what was learned count for little beside what comes."""
+        for average in (self._all, *self._by_confidence, *self._by_position):
+            average.weight = min(average.weight, self._PRIOR)
+
+    @property
+    def mean(self) -> float:
+        """Of a guess of which nothing is known yet."""
+        return min(max(self._all.value, 0.01), 0.99)
+
+    def of_confidence(self, confidence: float) -> float:
+        """Of a guess of which the draft thinks so."""
+        return self._drawn(self._by_confidence[bisect_right(self._EDGES, confidence)])
+
+    def of_position(self, offset: int) -> float:
+        """Of the guess that so many came before since the draft last began anew."""
+        return self._drawn(self._by_position[min(offset, self._POSITIONS - 1)])
+
+    def _drawn(self, bucket: Average) -> float:
+        weight = bucket.weight
+        value = (bucket.value * weight + self._all.value * self._PRIOR) / (weight + self._PRIOR)
+        return min(max(value, 0.001), 0.999)
+
+
+class Duration:
+    """The mean of some durations, and how much they differ from it.
+
+    Attributes:
+        mean: in seconds.
+        spread: mean square of the deviation, relative to the mean.
+    """
+
+    def __init__(self, keep: float) -> None:
+        self.mean = Average(keep)
+        self.spread = Average(keep)
+
+    def add(self, seconds: float) -> None:
+        """Take one more; one that something else held up counts as _OUTLIER usual ones."""
+        mean, seconds = self.mean, max(seconds, _LEAST_S)
+        if mean.weight >= 3:
+            seconds = min(seconds, _OUTLIER * mean.value)
+            self.spread.add((seconds / mean.value - 1) ** 2)
+        mean.add(seconds)
+
+
+class PassTimes:
+    """Seconds from sending a block to its verdict, by the number of drafted tokens in it.
+
+    A size's own mean is drawn to the straight line through all. Sizes never tried lie on that line,
+    which is flat until two sizes were tried: so larger blocks are tried before they are condemned.
+
+    Attributes:
+        spread: mean square of the deviation from the size's own mean, relative to it.
+    """
+
+    _KEEP = 0.99
+    _KEEP_LINE = 0.998
+
+    def __init__(self) -> None:
+        self._by_count: dict[int, Duration] = {}
+        self._line = [Average(self._KEEP_LINE) for _ in range(4)]  # means of m, t, m m, m t
+        self.spread = Average(self._KEEP_LINE)
+
+    @property
+    def seen(self) -> float:
+        """How many passes, the forgotten ones left out."""
+        return self._line[0].weight
+
+    def note(self, count: int, seconds: float) -> None:
+        """Learn from one pass."""
+        seconds = max(seconds, _LEAST_S)
+        own = self._by_count.setdefault(count, Duration(self._KEEP))
+        own.add(seconds)
+        if own.spread.weight:
+            self.spread.add((seconds / own.mean.value - 1) ** 2)
+        for mean, value in zip(
+            self._line, (count, seconds, count * count, count * seconds), strict=True
+        ):
+            mean.add(value)
+
+    def table(self, most: int) -> tuple[float, ...]:
+        """Seconds for 0 to `most` drafted tokens; never falling."""
+        m, t, mm, mt = (mean.value for mean in self._line)
+        spread = mm - m * m
+        slope = max(0.0, (mt - m * t) / spread) if spread > 1e-9 else 0.0
+        times, longest = [], 0.0
+        for count in range(most + 1):
+            line = max(_LEAST_PART * t, t + slope * (count - m))
+            if count in self._by_count:
+                own = self._by_count[count].mean
+                line = (own.value * own.weight + line * _SHRINKAGE) / (own.weight + _SHRINKAGE)
+            longest = max(longest, line)
+            times.append(longest)
+        return tuple(times)
+
+
+class Costs:
+    """All that is measured.
+
+    Attributes:
+        step: seconds from one drafted token to the next.
+        alone: seconds of a plain pass of the target while the draft rests.
+        passes, chances: see there.
+    """
+
+    def __init__(self) -> None:
+        self.step = Duration(0.99)
+        self.alone = Average(0.95)
+        self.passes = PassTimes()
+        self.chances = Chances()
+        self._lag = Average(0.98)
+        self._overrun = Average(0.98)
+        self._residual = Average(0.98)
+
+    def note_restart(self, seconds: float, given_up: tuple[float, float] | None) -> None:
+        """The first token after the draft began anew; see Observer.restarted."""
+        step = self.step.mean.value
+        if not step:
+            return
+        overrun = 0.0
+        if given_up is not None:
+            age, overrun = given_up
+            self._overrun.add(overrun)
+            self._residual.add(max(0.0, step - age))
+        self._lag.add(min(seconds - overrun - step, _OUTLIER * step))
+
+    def note_pass(self, verification: Verified) -> None:
+        """A verdict came."""
+        if verification.alone and verification.guesses == 0:
+            self.alone.add(verification.seconds)
+        else:
+            self.passes.note(verification.guesses, verification.seconds)
+
+    @property
+    def lag(self) -> float:
+        """Seconds that beginning anew takes besides a step, and besides finishing the old one."""
+        return max(0.0, self._lag.value)
+
+    @property
+    def drag(self) -> float:
+        """Which part of a step in progress the draft finishes before it begins anew, 0 to 1."""
+        if self._residual.value <= 1e-3 * self.step.mean.value:
+            return 0.0
+        return min(1.0, self._overrun.value / self._residual.value)
