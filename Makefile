@@ -37,7 +37,7 @@ measure: $(VENV)/.test $(MODELS)
 	$(BIN)/python -m tests.measure_handover
 	$(BIN)/python -m tests.measure_pair
 
-# About an hour of one core; JOBS=4 uses four.
+# About a quarter of an hour of one core; JOBS=4 uses four.
 JOBS ?= 1
 GRID := $(BIN)/specpipe simulate --grid --tokens 8000 --jobs $(JOBS)
 
