@@ -46,7 +46,7 @@ verify: $(VENV)/.run $(MODELS)
 			--policy take_all --dtype $$dtype --temperature $$temperature --json || exit; \
 	done; done
 
-# About an hour of one core; JOBS=4 uses four.
+# About a quarter of an hour of one core; JOBS=4 uses four.
 JOBS ?= 1
 GRID := $(BIN)/specpipe simulate --grid --tokens 8000 --jobs $(JOBS)
 

@@ -197,7 +197,8 @@ def test_texts_follow_the_targets_law(name: str, exact: Exact) -> None:
 )
 def test_filters_and_penalties_are_part_of_the_law(options: dict[str, float]) -> None:
     """A filter that one side applies and the other doesn't; penalties that see too few tokens."""
-    assert distance(count(POLICIES["take all, drafting on"], **options), law(**options)) < FAR
+    counts = count(POLICIES["take all, drafting on"], RUNS // 2, **options)
+    assert distance(counts, law(**options)) < FAR
 
 
 def test_one_percent_of_bias_would_be_seen() -> None:
@@ -272,7 +273,7 @@ PLANTED = {
 def test_planted_bug_is_caught(bug: str, exact: Exact, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that is blind to one of the known ways to be slightly wrong."""
     PLANTED[bug](monkeypatch)
-    assert distance(count(POLICIES["take all, drafting on"], RUNS // 2), exact) > FAR
+    assert distance(count(POLICIES["take all, drafting on"]), exact) > FAR
 
 
 def test_policy_that_looks_at_the_tokens_own_chance_is_caught(exact: Exact) -> None:
