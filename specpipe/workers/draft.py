@@ -223,8 +223,10 @@ class Draft:
 
     def _stuck(self, chain: _Chain) -> ExhaustedReason | None:
         """Why a chain can't grow before the next commit; None if it can."""
-        stop_token_ids = chain.sampler.sampling.stop_token_ids
-        if len(chain.tokens) > chain.known and chain.tokens[-1] in stop_token_ids:
+        sampling, guessed = chain.sampler.sampling, len(chain.tokens) > chain.known
+        # Where guesses are judged by rejection, a rest would tell the policy what the last one is,
+        # and whether a guess is judged must not depend on its value.
+        if guessed and not sampling.rejects and chain.tokens[-1] in sampling.stop_token_ids:
             return "stop"
         if len(chain.tokens) >= self._model.context_length:
             return "context"

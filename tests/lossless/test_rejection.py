@@ -273,7 +273,7 @@ PLANTED = {
 def test_planted_bug_is_caught(bug: str, exact: Exact, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that is blind to one of the known ways to be slightly wrong."""
     PLANTED[bug](monkeypatch)
-    assert distance(count(POLICIES["take all, drafting on"]), exact) > FAR
+    assert distance(count(POLICIES["blocks of two"], RUNS // 2), exact) > FAR
 
 
 def test_policy_that_looks_at_the_tokens_own_chance_is_caught(exact: Exact) -> None:
@@ -285,6 +285,19 @@ def test_policy_that_looks_at_the_tokens_own_chance_is_caught(exact: Exact) -> N
 
     greedy_for_good = Policy(lambda w, _: len(w) >= 3, good)
     assert distance(count(greedy_for_good, RUNS // 2), exact) > FAR
+
+
+def test_policy_that_learns_of_an_end_token_is_caught(exact: Exact) -> None:
+    """A draft that rests at an end token tells what it guessed; so by rejection it must not."""
+    end = 0
+
+    def rests(waiting: Sequence[Guess]) -> bool:
+        return bool(waiting) and waiting[-1].token == end
+
+    telling = Policy(
+        lambda w, _: len(w) >= 3 or rests(w), lambda w, _: len(w) - 1 if rests(w) else len(w)
+    )
+    assert distance(count(telling, RUNS // 2), exact) > FAR
 
 
 # -- what travels

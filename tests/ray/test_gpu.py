@@ -14,6 +14,7 @@ def config(smollm2, draft_device, target_device):
         models_dir=str(smollm2.folder.parent),
         target={"device": target_device},
         draft={"model": "smollm2", "device": draft_device},
+        pipeline={"policy": "take_all"},  # elastic may let such a draft rest
     )
 
 

@@ -130,6 +130,19 @@ def test_stop_token_of_the_prompt_does_not_exhaust() -> None:
     assert drafting.steps(1) == [Exhausted(0, 1, 1, "stop")]
 
 
+@pytest.mark.parametrize(("acceptance", "rests"), [("coupled", True), ("rejection", False)])
+def test_draft_rests_at_an_end_token_only_where_that_tells_nothing(
+    acceptance: str, rests: bool
+) -> None:
+    """By rejection, a policy that sees the draft rest may send all but the end token: a bias."""
+    params = sampling(1.0, stop=tuple(range(5)), acceptance=acceptance)
+    drafting = Drafting()
+    drafting.open(sampling=params)
+    answers = drafting.steps(3)
+    assert any(isinstance(answer, Exhausted) for answer in answers) == rests
+    assert len(drafting.chain) == len(PROMPT) + (1 if rests else 3)
+
+
 def test_exhausted_is_said_before_another_request_is_drafted_for() -> None:
     """The target of the one would stand idle for a whole draft step of the other."""
     drafting = Drafting(slots=2)
