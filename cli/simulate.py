@@ -7,10 +7,18 @@ from typing import Any
 
 import click
 
-from specpipe.comparison import LEAST_TOKENS, POLICIES, TUNED, Result, Scene, compare, grid_scenes
-from specpipe.comparison_report import compares_elastic, heat_maps, summary, table
 from specpipe.dispatch import make_policy
 from specpipe.errors import UserError
+from specpipe.policy_comparison import (
+    LEAST_TOKENS,
+    POLICIES,
+    TUNED,
+    Result,
+    Scene,
+    compare,
+    grid_scenes,
+)
+from specpipe.policy_report import compares_elastic, heat_maps, summary, table
 from specpipe.profile import read_profile
 from specpipe.recording import read_recording
 from specpipe.simulated_workers import Hardware

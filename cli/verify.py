@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from specpipe.actors.comparison import Comparison
+from specpipe.actors.lossless import Comparison
 from specpipe.cli.options import configure, pipeline_options, sampling_options
 from specpipe.config import Config
 from specpipe.errors import UserError

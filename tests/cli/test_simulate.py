@@ -7,8 +7,8 @@ import pytest
 from click.testing import CliRunner
 
 from specpipe.cli.simulate import simulate
-from specpipe.comparison import GRID_ACCEPTANCE, GRID_C, GRID_ROW_COST
 from specpipe.errors import UserError
+from specpipe.policy_comparison import GRID_ACCEPTANCE, GRID_C, GRID_ROW_COST
 
 
 def run(*args):

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from specpipe.comparison import Scene, simulate
 from specpipe.costs import PassTimes
 from specpipe.elastic import Elastic
 from specpipe.policy import Decision, Judged, Situation, Verified
+from specpipe.policy_comparison import Scene, simulate
 from specpipe.semi_markov import Problem, solve
 from specpipe.simulated_workers import Hardware
 from specpipe.simulator import ConstantFates, ReplayedFates, Simulation

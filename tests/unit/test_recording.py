@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from specpipe.comparison import Scene, simulate
 from specpipe.dispatch import make_policy
 from specpipe.errors import UserError
+from specpipe.policy_comparison import Scene, simulate
 from specpipe.recording import Recorder, new_recording, read_recording
 from specpipe.simulated_workers import Hardware
 from specpipe.simulator import ConstantFates, Simulation

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from specpipe.comparison import Result, half_width
+from specpipe.policy_comparison import Result, half_width
 
 _Point = tuple[float, float, float]
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from specpipe.actors import Config
-from specpipe.actors.comparison import Comparison
+from specpipe.actors.lossless import Comparison
 from specpipe.pair import ModelPair
 from tests.prompts import prompts
 
