@@ -6,7 +6,6 @@ so the same object runs under Ray, in tests with scripted workers, and on a virt
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from specpipe.events import Command, Event, Send, StartTimer, TimerFired, urgency
@@ -38,22 +37,7 @@ from specpipe.policy import Observer, Policy
 from specpipe.sampling import TokenLogprobs
 from specpipe.sequence import BlockFate, DraftState, SequenceState
 from specpipe.stopping import FinishReason, StopRule
-
-
-@dataclass(slots=True)
-class _Worker:
-    """What the coordinator knows of a worker; `held` are the requests that have a slot there."""
-
-    incarnation: int = 0
-    up: bool = False
-    gone: str | None = None
-    num_slots: int = 0
-    context_length: int = 0
-    held: set[int] = field(default_factory=set)
-
-    @property
-    def free(self) -> int:
-        return self.num_slots - len(self.held) if self.up else 0
+from specpipe.worker_state import WorkerState
 
 
 class Coordinator:
@@ -77,7 +61,7 @@ class Coordinator:
         observers: Sequence[Observer] = (),
     ) -> None:
         self.sequences: dict[int, SequenceState] = {}
-        self.workers: dict[Role, _Worker] = {"draft": _Worker(), "target": _Worker()}
+        self.workers: dict[Role, WorkerState] = {"draft": WorkerState(), "target": WorkerState()}
         self._policy = policy
         self._observation = Observation((policy, *observers))
         self._lookahead = lookahead

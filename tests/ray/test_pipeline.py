@@ -12,8 +12,8 @@ from specpipe.devices import format_cores
 from specpipe.errors import UserError
 from tests.prompts import prompts
 
-GREEDY = SamplingParams(max_tokens=32)
-WARM = SamplingParams(max_tokens=32, temperature=0.8, seed=7)
+GREEDY = SamplingParams(max_tokens=24)
+WARM = SamplingParams(max_tokens=24, temperature=0.8, seed=7)
 ALL = SamplingParams(
     max_tokens=32,
     temperature=0.9,
@@ -69,9 +69,9 @@ def test_no_policy_changes_what_the_target_writes(policy, reference, smollm2, tm
         models_dir=str(smollm2.folder.parent), pipeline={"policy": policy, "record": str(record)}
     )
     with Pipeline.launch(config) as pipeline:
-        for params, expected in reference.items():
-            completions = pipeline.generate(prompts(3), params)
-            assert [content(c) for c in completions] == expected
+        for params in (GREEDY, ALL):
+            completions = pipeline.generate(prompts(1), params)
+            assert [content(c) for c in completions] == reference[params][: params.n]
             assert all(c.metrics.protocol_errors == 0 for c in completions)
             if policy == "serial:3":
                 assert all(c.metrics.accepted > 0 for c in completions), "it never speculated"
@@ -109,7 +109,7 @@ def test_answer_ends_before_the_stop_text_and_counts_nothing_after_it(pipeline, 
     """Tokens of the same block that come after it must be neither shown nor counted."""
     tokens, text, *_ = reference[GREEDY][0]
     stop = text[len(text) // 2 :][:5]
-    params = SamplingParams(max_tokens=32, stop=stop)
+    params = SamplingParams(max_tokens=24, stop=stop)
     with pipeline.stream(prompts(1)[0], params) as stream:
         shown = "".join(stream)
     completion = stream.completion
