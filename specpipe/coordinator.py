@@ -195,6 +195,8 @@ class Coordinator:
                 self._finish(sequence, "error", event.cause)
             else:
                 sequence.draft = DraftState.FAILED
+                # An open may be on its way, which the draft would follow with nobody listening.
+                self._send("draft", Close(event.request))
 
     # -- the draft
 

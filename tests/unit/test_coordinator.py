@@ -262,6 +262,16 @@ def test_request_that_the_draft_fails_on_is_not_opened_again() -> None:
     assert desk.sequence.draft is DraftState.FAILED
 
 
+def test_draft_that_failed_is_told_to_close() -> None:
+    """An open that crosses its word would leave it drafting, with a slot, for nobody."""
+    desk = Desk()
+    desk.tell(Resync(0, 1))
+    desk.tell(Failed("draft", 0, 1, "out of memory"))
+    assert desk.sent(Close) == [Close(0)]
+    desk.tell(Closed("draft", 0, 1))
+    assert desk.coordinator.workers["draft"].held == set()
+
+
 class Situations(Unlearned):
     """Remembers what it was asked, and waits whenever it may."""
 
