@@ -26,6 +26,7 @@ def start(smollm2, tmp_path, *flags):
     )
 
 
+@pytest.mark.slow
 def test_identical_answers_end_with_a_line_that_says_so(smollm2, smollm2_pruned, tmp_path):
     process = start(smollm2, tmp_path, "--max-tokens", "4", "--num-prompts", "1")
     out, err = process.communicate(timeout=120)
