@@ -37,8 +37,8 @@ _SAMPLING = (
     click.option("--top-p", type=float, help="Keep the likeliest that reach p.  [default: 1]"),
     click.option("--min-p", type=float, help="Keep those p times the likeliest.  [default: 0]"),
     click.option("--repetition-penalty", type=float, help="Above 1: repeat less.  [default: 1]"),
-    click.option("--presence-penalty", type=float, help="Once a written token.  [default: 0]"),
-    click.option("--frequency-penalty", type=float, help="Each time it is written.  [default: 0]"),
+    click.option("--presence-penalty", type=float, help="Taken off once if written.  [default: 0]"),
+    click.option("--frequency-penalty", type=float, help="Taken off each time.  [default: 0]"),
     click.option(
         "--logit-bias",
         multiple=True,

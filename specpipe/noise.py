@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Stream(IntEnum):
+class NoiseStream(IntEnum):
     """What a number is for. No two decisions about one position may share theirs."""
 
     DRAW = 0  # the race for a token: plain decoding, guesses, the coupled rule, bonus tokens
@@ -20,7 +20,7 @@ class Stream(IntEnum):
 
 
 def noise_words(
-    seed: int, sample: int, position: int, count: int, stream: Stream = Stream.DRAW
+    seed: int, sample: int, position: int, count: int, stream: NoiseStream = NoiseStream.DRAW
 ) -> NDArray[np.uint64]:
     """Random words of the tokens 0 to count - 1 at an absolute position: uint64[count].
 

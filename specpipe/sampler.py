@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from specpipe.errors import SpecpipeError
 from specpipe.filters import Law, adjusted, filtered, likeliest
 from specpipe.models.interface import Logits
-from specpipe.noise import Stream, noise_words, race, uniforms
+from specpipe.noise import NoiseStream, noise_words, race, uniforms
 from specpipe.sampling import GuessLaw, Sampling, TokenLogprobs
 
 MOST_LAW_TOKENS = 64
@@ -54,7 +54,7 @@ class Sampler:
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
-        self._rows: OrderedDict[tuple[int, Stream], NDArray[np.float64]] = OrderedDict()
+        self._rows: OrderedDict[tuple[int, NoiseStream], NDArray[np.float64]] = OrderedDict()
 
     def choose(self, logits: Logits, position: int, tokens: Sequence[int] = ()) -> int:
         """The token at an absolute position.
@@ -65,7 +65,7 @@ class Sampler:
         logits, best = self._adjusted(logits, position, tokens)
         if self.sampling.greedy:
             return best
-        return self._draw(filtered(logits, self.sampling), position, Stream.DRAW)
+        return self._draw(filtered(logits, self.sampling), position, NoiseStream.DRAW)
 
     def guess(self, logits: Logits, position: int, tokens: Sequence[int] = ()) -> Guess:
         """A draft's token: by `choose`, or for the rejection rule from a law of few tokens.
@@ -78,7 +78,7 @@ class Sampler:
             return Guess(best, _chance_of_best(logits), None)
         law = filtered(logits, self.sampling)
         if not self.sampling.rejects:
-            token = self._draw(law, position, Stream.DRAW)
+            token = self._draw(law, position, NoiseStream.DRAW)
             index = token if law.ids is None else int(np.searchsorted(law.ids, token))
             return Guess(token, float(law.weights[index] / law.weights.sum()), None)
         law = likeliest(law, MOST_LAW_TOKENS)
@@ -86,7 +86,7 @@ class Sampler:
         chances = law.chances()
         ids = range(len(chances)) if law.ids is None else law.ids.tolist()
         sent = GuessLaw(tuple(ids), tuple(chances.tolist()))
-        return Guess(self._draw(law, position, Stream.DRAW), float(chances.max()), sent)
+        return Guess(self._draw(law, position, NoiseStream.DRAW), float(chances.max()), sent)
 
     def law(self, logits: Logits, position: int, tokens: Sequence[int] = ()) -> Law:
         """The law that `choose` draws from, at a temperature above 0.
@@ -102,7 +102,7 @@ class Sampler:
         With chance min(1, p / q): Leviathan et al., arXiv:2211.17192; Chen et al.,
         arXiv:2302.01318.
         """
-        return float(self._uniforms(position, 1, Stream.ACCEPT)[0]) * guessed < chance
+        return float(self._uniforms(position, 1, NoiseStream.ACCEPT)[0]) * guessed < chance
 
     def recover(self, law: Law, guess: GuessLaw, position: int) -> int:
         """The token in a refused guess's place: from what p exceeds q by."""
@@ -112,9 +112,9 @@ class Sampler:
         rest[list(guess.ids)] -= guess.chances
         ids = np.flatnonzero(rest > 0)
         if not len(ids):  # equal but for rounding, so that refusing had next to no chance
-            return self._draw(law, position, Stream.RECOVER)
+            return self._draw(law, position, NoiseStream.RECOVER)
         weights = rest[ids] / rest[ids].max()
-        return self._draw(Law(ids, np.log(weights), weights), position, Stream.RECOVER)
+        return self._draw(Law(ids, np.log(weights), weights), position, NoiseStream.RECOVER)
 
     def score(self, logits: Logits, position: int, tokens: Sequence[int], token: int) -> float:
         """What `choose` takes the largest of: log p - log E but for a constant; -inf if ruled out.
@@ -128,7 +128,7 @@ class Sampler:
         at = token if law.ids is None else int(np.searchsorted(law.ids, token))
         if law.ids is not None and (at == len(law.ids) or law.ids[at] != token):
             return -math.inf
-        u = self._uniforms(position, token + 1, Stream.DRAW)[token]
+        u = self._uniforms(position, token + 1, NoiseStream.DRAW)[token]
         return float(law.scores[at]) - math.log(-math.log1p(-u))
 
     def _adjusted(self, logits: Logits, position: int, tokens: Sequence[int]) -> tuple[Logits, int]:
@@ -142,14 +142,14 @@ class Sampler:
             )
         return logits, best
 
-    def _draw(self, law: Law, position: int, stream: Stream) -> int:
+    def _draw(self, law: Law, position: int, stream: NoiseStream) -> int:
         if law.ids is None:
             u = self._uniforms(position, len(law.weights), stream)
             return race(law.scores, law.weights, u)
         u = self._uniforms(position, int(law.ids[-1]) + 1, stream)[law.ids]
         return int(law.ids[race(law.scores, law.weights, u)])
 
-    def _uniforms(self, position: int, count: int, stream: Stream) -> NDArray[np.float64]:
+    def _uniforms(self, position: int, count: int, stream: NoiseStream) -> NDArray[np.float64]:
         """The row of a position, kept for a while: after a rollback it is needed once more."""
         row = self._rows.get((position, stream))
         if row is None or len(row) < count:

@@ -22,7 +22,7 @@ from specpipe.acceptance import judge
 from specpipe.errors import ProtocolError
 from specpipe.filters import adjusted, filtered
 from specpipe.models.interface import Logits
-from specpipe.noise import Stream
+from specpipe.noise import NoiseStream
 from specpipe.sampler import Guess, Sampler
 from specpipe.sampling import GuessLaw, Sampling
 from tests.toys import ROWS, VOCABULARY, decode_plain, hashed, sampling
@@ -242,7 +242,7 @@ def _bonus_reuses(patch: pytest.MonkeyPatch) -> None:
     """The number that accepted the last guess draws the token after it."""
 
     def choose(self: Sampler, row: np.ndarray, at: int, ids: Sequence[int]) -> int:
-        return self._draw(filtered(row, self.sampling), at - 1, Stream.ACCEPT)
+        return self._draw(filtered(row, self.sampling), at - 1, NoiseStream.ACCEPT)
 
     patch.setattr(Sampler, "choose", choose)
 
@@ -250,13 +250,15 @@ def _bonus_reuses(patch: pytest.MonkeyPatch) -> None:
 def _recovery_reuses(patch: pytest.MonkeyPatch) -> None:
     """The number that refused a guess draws the token in its place."""
     draw = Sampler._draw
-    shared = {Stream.RECOVER: Stream.ACCEPT}
+    shared = {NoiseStream.RECOVER: NoiseStream.ACCEPT}
     patch.setattr(Sampler, "_draw", lambda self, law, at, s: draw(self, law, at, shared.get(s, s)))
 
 
 def _recovery_from_all(patch: pytest.MonkeyPatch) -> None:
     """A refused guess is replaced by a plain draw."""
-    patch.setattr(Sampler, "recover", lambda self, law, q, at: self._draw(law, at, Stream.RECOVER))
+    patch.setattr(
+        Sampler, "recover", lambda self, law, q, at: self._draw(law, at, NoiseStream.RECOVER)
+    )
 
 
 PLANTED = {
@@ -277,7 +279,7 @@ def test_planted_bug_is_caught(bug: str, exact: Exact, monkeypatch: pytest.Monke
 
 
 def test_policy_that_looks_at_the_tokens_own_chance_is_caught(exact: Exact) -> None:
-    """To send the guesses that look good is not lossless; DESIGN forbids it for this reason."""
+    """To send the guesses that look good is not lossless, which is why Guess hides q(x)."""
 
     def good(waiting: Sequence[Guess], _: random.Random) -> int:
         own = [g.law.chances[g.law.ids.index(g.token)] for g in waiting if g.law]
