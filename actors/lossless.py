@@ -2,7 +2,7 @@
 
 import hashlib
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cache
@@ -33,14 +33,15 @@ class Comparison:
         self._content = {
             "specpipe": __version__,
             "machine": _machine(),
-            "target": _sha256(pair.target.weights),
+            "target": _sha256(pair.target.paths),
             "settings": asdict(config.sampling),
             "dtype": config.target.dtype,
+            "backend": config.target.backend,
             "device": config.target.device,
             "context": pair.context_length,
         }
         assert pair.draft is not None
-        run = self._content | {"draft": _sha256(pair.draft.weights), "config": asdict(config)}
+        run = self._content | {"draft": _sha256(pair.draft.paths), "config": asdict(config)}
         self._records = Records(records, run)
         self._pipeline = cache(self._start_pipeline)
         self._alone = cache(self._start_alone)
@@ -86,11 +87,12 @@ class Comparison:
         """The target in this process, to look into its logits."""
         import torch  # noqa: PLC0415 (rarely needed)
 
-        from specpipe.models.loader import load_model  # noqa: PLC0415
+        from specpipe.models.backends import load  # noqa: PLC0415
 
         device = parse_device(self._pipeline().workers["target"].device)
         torch.set_num_threads(max(1, len(device.cores)))
-        return load_model(
+        return load(
+            self._config.target.backend,
             self._pair.target.weights,
             dtype=self._config.target.dtype,
             device="cpu" if device.kind == "cpu" else str(device),
@@ -99,12 +101,16 @@ class Comparison:
         )
 
 
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise SpecpipeError(f"cannot read {path}: {error.strerror or error}") from None
+def _sha256(paths: Sequence[Path]) -> str:
+    """The hashes of a model's files, one after the other."""
+    hashes = []
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+        except OSError as error:
+            raise SpecpipeError(f"cannot read {path}: {error.strerror or error}") from None
+    return " ".join(hashes)
 
 
 def _machine() -> str:

@@ -6,6 +6,8 @@ import click
 
 from specpipe.models import prune as pruning
 from specpipe.models import store
+from specpipe.models.download import KNOWN_MODELS, KNOWN_PAIRS
+from specpipe.models.summary import show as summarise
 
 _models_dir = click.option(
     "--models-dir",
@@ -19,16 +21,16 @@ def models() -> None:
     """Fetch, list, show and prune models."""
 
 
-@models.command()
+@models.command(epilog=f"NAME is one of {', '.join([*KNOWN_MODELS, *KNOWN_PAIRS])}.")
 @click.argument("name")
 @_models_dir
 def fetch(name: str, models_dir: Path | None) -> None:
-    """Download the model NAME, check it, and install it.
+    """Download the model NAME, or both of a pair, check it, and install it.
 
     Example: specpipe models fetch smollm2
     """
-    files = store.fetch(name, store.models_dir(models_dir), _say)
-    click.echo(f"{files.name}: {files.weights}")
+    for files in store.fetch_all(name, store.models_dir(models_dir), _say):
+        click.echo(f"{files.name}: {files.weights}")
 
 
 @models.command("list")
@@ -41,8 +43,7 @@ def list_(models_dir: Path | None) -> None:
         _say(f"no models in {directory}: get one with `specpipe models fetch smollm2`")
     width = max((len(files.name) for files in found), default=0)
     for files in found:
-        size = files.weights.stat().st_size / 1e6
-        click.echo(f"{files.name:<{width}}  {size:7.1f} MB  {files.weights}")
+        click.echo(f"{files.name:<{width}}  {files.size / 1e6:7.1f} MB  {files.weights}")
 
 
 @models.command()
@@ -50,7 +51,7 @@ def list_(models_dir: Path | None) -> None:
 @_models_dir
 def show(name: str, models_dir: Path | None) -> None:
     """Tell what the model NAME is: its shape, size, licence and origin."""
-    summary = store.show(name, store.models_dir(models_dir))
+    summary = summarise(name, store.models_dir(models_dir))
     dtypes = ", ".join(
         f"{dtype} {count / summary.parameters:.0%}"
         for dtype, count in sorted(summary.dtypes.items(), key=lambda item: -item[1])
@@ -82,7 +83,7 @@ def prune(target: str, layers: str, out: str, models_dir: Path | None) -> None:
     """
     directory = store.models_dir(models_dir)
     files = store.resolve(target, directory)
-    count = store.show(target, directory).layers or 0
+    count = summarise(target, directory).layers or 0
     made = pruning.prune(files, pruning.parse_layers(layers, count), directory / out)
     click.echo(f"{made.name}: {made.weights}")
 

@@ -22,6 +22,7 @@ from specpipe.sampling import Acceptance, SamplingParams
 
 ACCEPTANCES = get_args(Acceptance)
 DTYPES = ("auto", "float16", "float32", "bfloat16")
+BACKENDS = ("specpipe", "transformers")
 NO_DRAFT = "none"
 """What `draft.model` is set to when the target shall work alone."""
 
@@ -47,17 +48,19 @@ class ModelConfig:
     """A model, and where and how it computes.
 
     Attributes:
-        model: name of an installed model, or path of a model's folder or file.
+        model: name of an installed model, path of a model's folder or file, or a hub's owner/name.
         device: as specpipe.devices reads it: "auto", "cpu", "cpu:0-3", "cuda:1".
         dtype: how weights are held: one of DTYPES; "auto" is the device's fastest.
+        backend: what computes, one of BACKENDS: our own decoder, or transformers' classes.
 
     Raises:
-        UserError: for an empty name, a malformed device or an unknown dtype.
+        UserError: for an empty name, a malformed device, an unknown dtype or backend.
     """
 
     model: str
     device: str = "auto"
     dtype: str = "auto"
+    backend: str = "specpipe"
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -65,6 +68,8 @@ class ModelConfig:
         parse_device(self.device)
         if self.dtype not in DTYPES:
             raise UserError(f"dtype is {self.dtype!r}: choose one of {', '.join(DTYPES)}")
+        if self.backend not in BACKENDS:
+            raise UserError(f"backend is {self.backend!r}: choose one of {', '.join(BACKENDS)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +128,7 @@ class RayConfig:
     """
 
     address: str | None = None
-    launch_timeout_s: float = 120.0
+    launch_timeout_s: float = 300.0
     num_cpus: float = 0.0
 
     def __post_init__(self) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from specpipe.config import Config
+from specpipe.config import Config, ModelConfig
 from specpipe.errors import UserError
 from specpipe.models.gguf_file import GGUFFile
-from specpipe.models.shape import read_config
+from specpipe.models.gguf_model import read_config
+from specpipe.models.hf_folder import read_limits
+from specpipe.models.source import open_model
 from specpipe.models.store import ModelFiles, models_dir, resolve
 from specpipe.sampling import SamplingParams
 from specpipe.tokenizer import Tokenizer, check_pair
@@ -46,7 +48,7 @@ class ModelPair:
         """
         directory = models_dir(Path(config.models_dir) if config.models_dir else None)
         target = resolve(config.target.model, directory)
-        tokenizer, own_context = _read(target)
+        tokenizer, own_context = _read(target, config.target)
         context = config.pipeline.context_length or own_context
         if context > own_context:
             raise UserError(
@@ -55,7 +57,7 @@ class ModelPair:
         if config.draft is None:
             return cls(target, None, tokenizer, context, 0)
         draft = resolve(config.draft.model, directory)
-        draft_tokenizer, draft_context = _read(draft)
+        draft_tokenizer, draft_context = _read(draft, config.draft)
         check_pair(tokenizer, draft_tokenizer)
         return cls(target, draft, tokenizer, context, min(context, draft_context))
 
@@ -117,7 +119,37 @@ class ModelPair:
         return ids
 
 
-def _read(files: ModelFiles) -> tuple[Tokenizer, int]:
-    """A model's tokenizer and the context length that it was made for."""
-    file = GGUFFile(files.weights)
-    return Tokenizer.from_gguf(file.metadata), read_config(file).context_length
+def _read(files: ModelFiles, model: ModelConfig) -> tuple[Tokenizer, int]:
+    """A model's tokenizer, and the context length that it was made for.
+
+    Raises:
+        UserError: if the model is broken or can't be run, or they don't belong together.
+    """
+    context: int | None
+    vocab_size: int | None
+    if not files.weights.is_dir():
+        if model.backend == "transformers":
+            raise UserError(
+                f"the backend transformers reads folders of Hugging Face, and {files.weights} is a "
+                "file: name such a folder, or choose the backend specpipe"
+            )
+        file = GGUFFile(files.weights)
+        tokenizer, config = Tokenizer.from_gguf(file.metadata), read_config(file)
+        context, vocab_size = config.context_length, config.vocab_size
+    elif model.backend == "transformers":
+        tokenizer = Tokenizer.from_folder(files.weights)
+        context, vocab_size = read_limits(files.weights)
+    else:
+        tokenizer, config = Tokenizer.from_folder(files.weights), open_model(files.weights).config
+        context, vocab_size = config.context_length, config.vocab_size
+    if vocab_size is not None and tokenizer.used_size > vocab_size:
+        raise UserError(
+            f"the tokenizer of {files.name} has {tokenizer.used_size} tokens and its weights "
+            f"{vocab_size}: they don't belong together, fetch the model again"
+        )
+    if context is None:
+        raise UserError(
+            f"the config.json of {files.name} doesn't say how many tokens its context holds: "
+            "choose another model"
+        )
+    return tokenizer, context

@@ -1,5 +1,6 @@
 """What several tests need: models, real and tiny, and a fixed number of torch threads."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,14 @@ def write_tiny_gguf(
     seed: int = 0,
     architecture: str = "llama",
     tied: bool = False,
+    biases: bool = False,
+    qk_norm: bool = False,
     metadata: dict[str, Any] | None = None,
     change: Callable[[dict[str, tuple[Any, Any]]], None] = lambda tensors: None,
 ) -> Path:
     """Write a random model with several quantisations.
 
+    `biases` are those of queries, keys and values, as in qwen2; `qk_norm` is as in qwen3.
     `metadata` overrides keys below the architecture (None leaves one out), and `change` may edit
     the tensors: name -> (float32 array, GGMLQuantizationType).
     """
@@ -80,6 +84,14 @@ def write_tiny_gguf(
     settings |= metadata or {}
     shape = {key: value for key, value in settings.items() if isinstance(value, int)}
     tensors = _tiny_tensors(TINY | shape, np.random.default_rng(seed), tied)
+    random = np.random.default_rng(seed + 1)
+    for name in [name for name in tensors if re.search("attn_[qkv]", name)]:
+        if biases:
+            rows = tensors[name][0].shape[0]
+            tensors[name.replace("weight", "bias")] = _vector(random, -1, 1, rows)
+        if qk_norm and "attn_v" not in name:
+            head_dim = (TINY | shape).get("attention.key_length") or 16
+            tensors[name.replace(".weight", "_norm.weight")] = _vector(random, 0.5, 1.5, head_dim)
     change(tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
     writer = GGUFWriter(path, architecture)
@@ -96,6 +108,10 @@ def write_tiny_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _vector(random: np.random.Generator, low: float, high: float, size: int) -> tuple[Any, Any]:
+    return random.uniform(low, high, size).astype(np.float32), GGMLQuantizationType.F32
 
 
 def _tiny_tensors(

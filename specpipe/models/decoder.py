@@ -36,16 +36,19 @@ class LayerWeights:
 
     Attributes:
         qkv: width -> (heads + 2 * kv_heads) * head_dim; queries and keys for interleaved rotary
-            pairs, and queries already divided by sqrt(head_dim).
+            pairs, and queries already divided by sqrt(head_dim) unless qk_norm does it.
         out: heads * head_dim -> width.
         gate_up: width -> 2 * ffn_width.
         down: ffn_width -> width.
+        qk_norm: float32[heads + kv_heads, head_dim], the weights of the norms that query and key
+            heads pass before they are rotated, or None; the division by sqrt(head_dim) is in it.
     """
 
     qkv: PackedLinear
     out: PackedLinear
     gate_up: PackedLinear
     down: PackedLinear
+    qk_norm: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +59,11 @@ class DecoderWeights:
         embedding: [vocab_size, width], in the model's dtype.
         layers: the blocks.
         head: width -> output_size, the final norm's weight in it.
-        rope_divisors: float32[head_dim / 2] that stretch the rotary frequencies, or None.
     """
 
     embedding: Tensor
     layers: Sequence[LayerWeights]
     head: PackedLinear
-    rope_divisors: Tensor | None = None
 
 
 class Decoder:
@@ -79,7 +80,7 @@ class Decoder:
         self._device = weights.embedding.device
         self._weights = weights
         self._attend = _attend_cpu if self._device.type == "cpu" else _attend_cuda
-        self._turns = _rope_turns(config, weights.rope_divisors).to(self._device)
+        self._turns = _rope_turns(config).to(self._device)
         self._cache = KVCache(
             layers=config.layers,
             slots=num_slots,
@@ -178,7 +179,7 @@ class Decoder:
             if interrupted and index % _LAYERS_BETWEEN_QUESTIONS == 0 and interrupted():
                 return None
             qkv = layer.qkv(self._norm(hidden))
-            hidden += layer.out(self._attention(index, slot, qkv, turns))
+            hidden += layer.out(self._attention(index, slot, qkv, turns, layer.qk_norm))
             gate_up = layer.gate_up(self._norm(hidden))
             hidden += layer.down(_by_rows(_gated, self.config.ffn_width, gate_up))
         self._cache.advance(slot, count)
@@ -188,13 +189,18 @@ class Decoder:
         """RMSNorm without its weight, which lives in the linear layer that follows."""
         return functional.rms_norm(hidden, (self.config.width,), None, self.config.norm_eps)
 
-    def _attention(self, layer: int, slot: int, qkv: Tensor, turns: Tensor) -> Tensor:
+    def _attention(
+        self, layer: int, slot: int, qkv: Tensor, turns: Tensor, qk_norm: Tensor | None
+    ) -> Tensor:
         """Cache the rows' keys and values, and let every row attend to all up to itself."""
         config, count = self.config, qkv.shape[0]
         start = self._cache.length(slot)
         turned_heads = config.heads + config.kv_heads
         heads = qkv.view(count, turned_heads + config.kv_heads, config.head_dim)
-        turned = _by_rows(_turn, turned_heads * config.head_dim, heads[:, :turned_heads], turns)
+        turned = heads[:, :turned_heads]
+        if qk_norm is not None:
+            turned = functional.rms_norm(turned, turned.shape[-1:], None, config.norm_eps) * qk_norm
+        turned = _by_rows(_turn, turned_heads * config.head_dim, turned, turns)
         keys, values = self._cache.write(
             layer, slot, turned[:, config.heads :], heads[:, turned_heads:]
         )
@@ -214,7 +220,7 @@ class Decoder:
         return logits
 
 
-def _rope_turns(config: DecoderConfig, divisors: Tensor | None) -> Tensor:
+def _rope_turns(config: DecoderConfig) -> Tensor:
     """Rotations e^(i * position * frequency): complex64[context_length, 1, head_dim / 2].
 
     Source: Su et al., RoFormer, arXiv:2104.09864. Angles are made in float64: far into a context,
@@ -222,8 +228,8 @@ def _rope_turns(config: DecoderConfig, divisors: Tensor | None) -> Tensor:
     """
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
     frequencies = config.rope_base**-exponents
-    if divisors is not None:
-        frequencies = frequencies / divisors
+    if config.rope_divisors is not None:
+        frequencies /= torch.tensor(config.rope_divisors, dtype=torch.float64)
     angles = torch.arange(config.context_length, dtype=torch.float64)[:, None] * frequencies
     return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)[:, None]
 

@@ -86,7 +86,8 @@ def pack_linear(weight: Tensor, dtype: torch.dtype, bias: Tensor | None = None) 
     outputs, inputs = weight.shape
     # A shape's columns are computed alike, so a slice of a huge weight tells enough.
     outputs = min(outputs, max(256, _PROBE_SIZE // inputs))
-    plan = _measure(outputs, inputs, dtype, weight.device, torch.get_num_threads())
+    threads, biased = torch.get_num_threads(), bias is not None
+    plan = _measure(outputs, inputs, dtype, weight.device, threads, biased=biased)
     return PackedLinear(kernel, plan)
 
 
@@ -152,7 +153,13 @@ def _pack_plain(weight: Tensor, dtype: torch.dtype, bias: Tensor | None) -> Kern
 
 @cache
 def _measure(
-    outputs: int, inputs: int, dtype: torch.dtype, device: torch.device, threads: int
+    outputs: int,
+    inputs: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    threads: int,
+    *,
+    biased: bool = False,
 ) -> RowPlan:
     """Find the row counts that agree with most others, for a weight of this shape.
 
@@ -163,7 +170,7 @@ def _measure(
     weight = torch.randn(outputs, inputs, generator=random).to(device)
     probe = torch.randn(1, inputs, generator=random).to(device).repeat(MAX_ROWS, 1)
     with torch.inference_mode():
-        kernel = _pack(weight, dtype, None)
+        kernel = _pack(weight, dtype, weight[:, 0].clone() if biased else None)
         bits = {count: _common_bits(kernel(probe[:count])) for count in _COUNTS}
     # A single row always agrees with itself, so the worst case is: row by row.
     votes = Counter(value for value in bits.values() if value is not None)

@@ -1,10 +1,9 @@
-"""From a model file to a `Decoder`.
+"""From a model on disk to a `Decoder`.
 
 Weights are read, scaled, fused and packed one linear layer at a time, so that no more than one
 float32 copy of the largest of them is ever held.
 
-This module knows how llama.cpp names and lays out the tensors of the `llama` architecture; queries
-and keys are stored for interleaved rotary pairs, which is what the decoder wants.
+This module knows what the decoder wants of each weight, not which format it comes from.
 """
 
 from dataclasses import dataclass
@@ -15,10 +14,9 @@ from torch import Tensor
 
 from specpipe.errors import UserError
 from specpipe.models.decoder import Decoder, DecoderWeights, LayerWeights
-from specpipe.models.gguf_file import GGUFFile
 from specpipe.models.linear import PackedLinear, has_float16, pack_linear
-from specpipe.models.shape import DecoderConfig, read_config
-from specpipe.models.store import weights_file
+from specpipe.models.shape import DecoderConfig
+from specpipe.models.source import ModelSource, open_model
 
 DTYPES = ("auto", "float16", "float32", "bfloat16")
 
@@ -35,7 +33,7 @@ def load_model(
     """Load a model; set torch's number of threads before, since kernels are measured for it.
 
     Args:
-        path: a .gguf file, or a folder that holds exactly one.
+        path: a .gguf file, a folder that holds exactly one, or a Hugging Face folder.
         dtype: how weights are kept: float16, float32, bfloat16 (CUDA only), or auto: float16 on a
             CPU that has kernels for it, else float32; bfloat16 on CUDA.
         device: cpu, or cuda:N as torch counts them.
@@ -47,76 +45,100 @@ def load_model(
     Raises:
         UserError: if the file, or what is asked of it, can't be had.
     """
-    place = _device(device)
-    kept = _dtype(dtype, place)
-    file = GGUFFile(weights_file(path))
-    config = read_config(file, context_length, output_size)
+    place = torch_device(device)
+    kept = torch_dtype(dtype, place)
+    source = open_model(path)
+    config = source.config.narrowed(context_length, output_size, path)
     if num_slots < 1:
         raise UserError(f"num_slots is {num_slots}: ask for at least 1")
     with torch.inference_mode():
-        return Decoder(config, _Weights(file, config, kept, place).load(), num_slots)
+        return Decoder(config, _Weights(source, config, kept, place).load(), num_slots)
 
 
 @dataclass(frozen=True, slots=True)
 class _Weights:
-    """Reads and packs the tensors of one file."""
+    """Reads and packs the weights of one model."""
 
-    file: GGUFFile
+    source: ModelSource
     config: DecoderConfig
     dtype: torch.dtype
     device: torch.device
 
     def load(self) -> DecoderWeights:
         config = self.config
-        embedding = self._tensor("token_embd", config.vocab_size, config.width)
+        embedding = self._tensor("token_embd.weight")
         table = embedding.to(self.dtype, copy=True)
-        if "output.weight" in self.file.tensors:
+        if not config.tied:
             del embedding
-            embedding = self._tensor("output", config.vocab_size, config.width)
-        norm = self._tensor("output_norm", config.width)
-        head = self._pack(embedding[: config.output_size].mul_(norm))
+            embedding = self._tensor("output.weight")
+        norm = self._tensor("output_norm.weight")
+        head = pack_linear(embedding[: config.output_size].mul_(norm), self.dtype)
         del embedding
-        divisors = None
-        if "rope_freqs.weight" in self.file.tensors:
-            divisors = self._tensor("rope_freqs", config.head_dim // 2).cpu()
         layers = [self._layer(f"blk.{index}") for index in range(config.layers)]
-        return DecoderWeights(table, layers, head, divisors)
+        return DecoderWeights(table, layers, head)
 
     def _layer(self, block: str) -> LayerWeights:
-        config = self.config
-        query_width = config.heads * config.head_dim
-        kv_width = config.kv_heads * config.head_dim
-        queries = self._tensor(f"{block}.attn_q", query_width, config.width)
-        queries *= config.head_dim**-0.5
-        keys = self._tensor(f"{block}.attn_k", kv_width, config.width)
-        values = self._tensor(f"{block}.attn_v", kv_width, config.width)
-        gate = self._tensor(f"{block}.ffn_gate", config.ffn_width, config.width)
-        up = self._tensor(f"{block}.ffn_up", config.ffn_width, config.width)
-        attention_norm = self._tensor(f"{block}.attn_norm", config.width)
-        ffn_norm = self._tensor(f"{block}.ffn_norm", config.width)
+        attention_norm = self._tensor(f"{block}.attn_norm.weight")
+        ffn_norm = self._tensor(f"{block}.ffn_norm.weight")
         return LayerWeights(
-            qkv=self._pack(torch.cat([queries, keys, values]).mul_(attention_norm)),
-            out=self._pack(self._tensor(f"{block}.attn_output", config.width, query_width)),
-            gate_up=self._pack(torch.cat([gate, up]).mul_(ffn_norm)),
-            down=self._pack(self._tensor(f"{block}.ffn_down", config.width, config.ffn_width)),
+            qkv=self._fused(block, ("attn_q", "attn_k", "attn_v"), attention_norm),
+            out=self._fused(block, ("attn_output",)),
+            gate_up=self._fused(block, ("ffn_gate", "ffn_up"), ffn_norm),
+            down=self._fused(block, ("ffn_down",)),
+            qk_norm=self._qk_norm(block) if self.config.qk_norm else None,
         )
 
-    def _tensor(self, name: str, *shape: int) -> Tensor:
-        """Read a weight as float32, of the shape that the metadata calls for."""
-        info = self.file.tensors.get(f"{name}.weight")
-        if info is None or info.shape != shape:
-            found = f"has shape {list(info.shape)}" if info else "is missing"
-            raise UserError(
-                f"{self.file.path}: tensor {name}.weight {found}, expected {list(shape)}; "
-                "fetch the file again or choose another model"
-            )
-        return torch.from_numpy(self.file.dequantize(f"{name}.weight")).to(self.device)
+    def _fused(
+        self, block: str, names: tuple[str, ...], norm: Tensor | None = None
+    ) -> PackedLinear:
+        """One linear layer of several that read the same, the norm before them multiplied in."""
+        parts = [self._arranged(block, name, "weight") for name in names]
+        weight = torch.cat(parts) if len(parts) > 1 else parts[0]
+        del parts
+        if norm is not None:
+            weight *= norm
+        bias = None
+        if self.config.biases & set(names):
+            bias = torch.cat([self._bias(block, name) for name in names])
+        return pack_linear(weight, self.dtype, bias)
 
-    def _pack(self, weight: Tensor) -> PackedLinear:
-        return pack_linear(weight, self.dtype)
+    def _bias(self, block: str, name: str) -> Tensor:
+        if name in self.config.biases:
+            return self._arranged(block, name, "bias")
+        return torch.zeros(self.config.matrices()[name][0], device=self.device)
+
+    def _qk_norm(self, block: str) -> Tensor:
+        """The weights of the norms of all query and key heads: [heads + kv_heads, head_dim]."""
+        config = self.config
+        queries = self._arranged(block, "attn_q_norm", "weight").expand(config.heads, -1)
+        keys = self._arranged(block, "attn_k_norm", "weight").expand(config.kv_heads, -1)
+        return torch.cat([queries, keys])
+
+    def _arranged(self, block: str, name: str, kind: str) -> Tensor:
+        """A weight or bias; of queries and keys as the decoder wants them.
+
+        That is for interleaved rotary pairs, and queries divided by sqrt(head_dim) at the last
+        place that scales them.
+        """
+        config, values = self.config, self._tensor(f"{block}.{name}.{kind}")
+        is_query, is_key = name.startswith("attn_q"), name.startswith("attn_k")
+        if config.rotary_halves and (is_query or is_key):
+            halves = values.view(-1, 2, config.head_dim // 2, *values.shape[1:])
+            values = halves.transpose(1, 2).reshape(values.shape)
+        if is_query and config.qk_norm == name.endswith("_norm"):
+            values *= config.head_dim**-0.5
+        return values
+
+    def _tensor(self, name: str) -> Tensor:
+        return torch.from_numpy(self.source.read(name)).to(self.device)
 
 
-def _device(name: str) -> torch.device:
+def torch_device(name: str) -> torch.device:
+    """The device that a name stands for.
+
+    Raises:
+        UserError: if there is none.
+    """
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -132,7 +154,12 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
+def torch_dtype(name: str, device: torch.device) -> torch.dtype:
+    """How weights are kept on a device, `auto` being the fastest that it has kernels for.
+
+    Raises:
+        UserError: for an unknown name, or one that the device can't have.
+    """
     on_cpu = device.type == "cpu"
     if name not in DTYPES:
         raise UserError(f"dtype {name!r} is unknown: use {', '.join(DTYPES)}")

@@ -13,7 +13,7 @@ from gguf import GGUFWriter
 
 from specpipe.errors import UserError
 from specpipe.models.gguf_file import GGUFFile
-from specpipe.models.shape import read_config
+from specpipe.models.gguf_model import read_config
 from specpipe.models.store import ModelFiles, new_folder, read_source, write_source
 
 _EXAMPLE = "write them like 0-11,18-29"
@@ -30,6 +30,8 @@ def prune(target: ModelFiles, layers: Sequence[int], out_dir: Path) -> ModelFile
     Raises:
         UserError: if the folder exists, or the target or the layers won't do.
     """
+    if target.weights.is_dir():
+        raise UserError(f"{target.folder} can't be pruned: choose a model in a .gguf file")
     file = GGUFFile(target.weights)
     layers = parse_layers(",".join(map(str, layers)), read_config(file).layers)
     kept = format_layers(layers)
@@ -96,10 +98,10 @@ def _write(file: GGUFFile, layers: Sequence[int], path: Path, title: str) -> Non
         writer.add_name(title)
     numbers = {f"blk.{old}": f"blk.{new}" for new, old in enumerate(layers)}
     for name, info in file.tensors.items():
-        block, _, rest = name.rpartition(".")[0].rpartition(".")
+        block = ".".join(name.split(".")[:2])
         if name.startswith("blk.") and block not in numbers:
             continue
-        new_name = f"{numbers[block]}.{rest}.weight" if block in numbers else name
+        new_name = numbers.get(block, block) + name.removeprefix(block)
         stored = file.raw(name).reshape(*info.shape[:-1], -1)
         writer.add_tensor(new_name, stored, raw_dtype=info.type)
     writer.write_header_to_file()

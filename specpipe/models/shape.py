@@ -1,39 +1,27 @@
-"""What a model file says of its model's shape, and whether we can run it.
+"""What a model looks like, in the same words whatever format it came in.
+
+Readers of formats (`gguf_model.py`, `hf_folder.py`) turn their metadata into a `DecoderConfig`; it
+says in turn which weights there must be, under llama.cpp's names for them, and of which shapes.
 
 Needs no torch, so that a program can check a model before it starts anything.
 """
 
-from dataclasses import dataclass
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NoReturn, Self
 
 from specpipe.errors import UserError
-from specpipe.models.gguf_file import GGUFFile
 
-ARCHITECTURES = ("llama",)
-"""The architectures that can be loaded, as GGUF files name them."""
+LINEAR_LAYERS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+"""The matrices of a block, any of which may have a bias."""
 
-_LAYER_TENSORS = frozenset(
-    f"{name}.weight"
-    for name in (
-        "attn_norm",
-        "attn_q",
-        "attn_k",
-        "attn_v",
-        "attn_output",
-        "ffn_norm",
-        "ffn_gate",
-        "ffn_up",
-        "ffn_down",
-    )
-)
-_MODEL_TENSORS = frozenset(
-    {"token_embd.weight", "output_norm.weight", "output.weight", "rope_freqs.weight"}
-)
+_LARGEST_INTEGER = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
-    """The shape of a llama-family model.
+    """A decoder of the llama family.
 
     Attributes:
         layers: number of blocks.
@@ -47,6 +35,12 @@ class DecoderConfig:
         context_length: most tokens that a slot holds.
         rope_base: base of the rotary frequencies.
         norm_eps: added to the mean square before its root is taken.
+        rope_divisors: head_dim / 2 numbers that stretch the rotary frequencies, or None.
+        rotary_halves: queries and keys are stored with a pair's second element half a head behind
+            the first; otherwise beside it.
+        tied: the head is the embedding.
+        qk_norm: queries and keys are normalised, head by head, before they are rotated.
+        biases: those of LINEAR_LAYERS that have one.
     """
 
     layers: int
@@ -60,98 +54,162 @@ class DecoderConfig:
     context_length: int
     rope_base: float
     norm_eps: float
+    rope_divisors: tuple[float, ...] | None = None
+    rotary_halves: bool = False
+    tied: bool = False
+    qk_norm: bool = False
+    biases: frozenset[str] = frozenset()
 
+    def narrowed(self, context_length: int | None, output_size: int | None, path: Path) -> Self:
+        """A copy for fewer tokens of context or output than the model was made for.
 
-def read_config(
-    file: GGUFFile, context_length: int | None = None, output_size: int | None = None
-) -> DecoderConfig:
-    """Read a model's shape from its metadata, and hold it against its tensors.
-
-    `context_length` and `output_size` may narrow what the model was made for.
-
-    Raises:
-        UserError: for another architecture, variants of this one that would be computed wrongly,
-            missing or impossible values, or a context longer than the model's.
-    """
-    meta = _Metadata(file)
-    heads = meta.integer("attention.head_count")
-    width = meta.integer("embedding_length")
-    own_context = meta.integer("context_length")
-    embedding = file.tensors.get("token_embd.weight")
-    vocab_size = embedding.shape[0] if embedding else 0
-    config = DecoderConfig(
-        layers=meta.integer("block_count"),
-        heads=heads,
-        kv_heads=meta.integer("attention.head_count_kv", heads),
-        head_dim=meta.integer("attention.key_length", max(1, width // heads)),
-        width=width,
-        ffn_width=meta.integer("feed_forward_length"),
-        vocab_size=vocab_size,
-        output_size=min(vocab_size, output_size or vocab_size),
-        context_length=own_context if context_length is None else context_length,
-        rope_base=meta.number("rope.freq_base", 10000.0),
-        norm_eps=meta.number("attention.layer_norm_rms_epsilon"),
-    )
-    if not 1 <= config.context_length <= own_context:
-        raise UserError(
-            f"context length {config.context_length} is not possible with {file.path}: "
-            f"choose 1 to {own_context}"
-        )
-    if config.heads % config.kv_heads or config.head_dim % 2:
-        meta.refuse(f"{heads} heads on {config.kv_heads}, {config.head_dim} elements each")
-    if meta.integer("rope.dimension_count", config.head_dim) != config.head_dim:
-        meta.refuse("rotary positions on a part of each head")
-    if (scaling := meta.text("rope.scaling.type", "none")) != "none":
-        meta.refuse(f"rotary scaling {scaling!r}")
-    _check_tensors(file, config, meta)
-    return config
-
-
-@dataclass(frozen=True, slots=True)
-class _Metadata:
-    """Typed look-ups below a file's architecture, which must be one that can be loaded."""
-
-    file: GGUFFile
-
-    def __post_init__(self) -> None:
-        found = self.file.metadata.get("general.architecture")
-        if found not in ARCHITECTURES:
+        Raises:
+            UserError: if the context is longer than the model's, which lies at `path`.
+        """
+        context = self.context_length if context_length is None else context_length
+        if not 1 <= context <= self.context_length:
             raise UserError(
-                f"{self.file.path} has architecture {found!r}, which specpipe can't run: "
-                f"choose a model of architecture {', '.join(ARCHITECTURES)}"
+                f"context length {context} is not possible with {path}: "
+                f"choose 1 to {self.context_length}"
             )
+        output = min(self.vocab_size, output_size or self.vocab_size)
+        return replace(self, context_length=context, output_size=output)
+
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """[out, in] of each of LINEAR_LAYERS."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return {
+            "attn_q": (queries, self.width),
+            "attn_k": (keys, self.width),
+            "attn_v": (keys, self.width),
+            "attn_output": (self.width, queries),
+            "ffn_gate": (self.ffn_width, self.width),
+            "ffn_up": (self.ffn_width, self.width),
+            "ffn_down": (self.width, self.ffn_width),
+        }
+
+    def weight_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Name and shape of each weight, matrices as [out, in]."""
+        matrices = self.matrices()
+        norms = {"attn_norm": self.width, "ffn_norm": self.width}
+        if self.qk_norm:
+            norms |= {"attn_q_norm": self.head_dim, "attn_k_norm": self.head_dim}
+        yield "token_embd.weight", (self.vocab_size, self.width)
+        yield "output_norm.weight", (self.width,)
+        if not self.tied:
+            yield "output.weight", (self.vocab_size, self.width)
+        for layer in range(self.layers):
+            for name, shape in matrices.items():
+                yield f"blk.{layer}.{name}.weight", shape
+                if name in self.biases:
+                    yield f"blk.{layer}.{name}.bias", shape[:1]
+            for name, size in norms.items():
+                yield f"blk.{layer}.{name}.weight", (size,)
+
+
+class Settings:
+    """Typed look-ups in a format's metadata, which is not trusted.
+
+    Args:
+        values: by key.
+        path: the file that they are from, for messages.
+        prefix: what goes before every key.
+    """
+
+    def __init__(self, values: Mapping[str, object], path: Path, prefix: str = "") -> None:
+        self._values, self.path, self._prefix = values, path, prefix
+
+    def get(self, key: str, default: object = None) -> object:
+        """A value of any type; what is null counts as missing."""
+        value = self._values.get(self._prefix + key)
+        return default if value is None else value
 
     def integer(self, key: str, default: int | None = None) -> int:
-        value = self._value(key, default)
-        if not isinstance(value, int) or not 1 <= value < 1 << 24:
-            self.refuse(f"{key} = {value!r}")
+        """A whole number from 1 to 16 million.
+
+        Raises:
+            UserError: if it is something else, or missing without a default.
+        """
+        value = self.get(key, default)
+        if type(value) is not int or not 1 <= value < _LARGEST_INTEGER:
+            self.refuse(f"{key} = {value!r:.60}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        value = self._value(key, default)
-        if not isinstance(value, float) or not 0 < value < 1e12:
-            self.refuse(f"{key} = {value!r}")
+        """A positive number.
+
+        Raises:
+            UserError: as for `integer`.
+        """
+        value = self.get(key, default)
+        if type(value) not in (int, float) or not 0 < value < 1e12:  # type: ignore[operator]
+            self.refuse(f"{key} = {value!r:.60}")
+        return float(value)  # type: ignore[arg-type]
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or false.
+
+        Raises:
+            UserError: if it is something else.
+        """
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            self.refuse(f"{key} = {value!r:.60}")
         return value
 
-    def text(self, key: str, default: str) -> str:
-        return str(self._value(key, default))
-
     def refuse(self, what: str) -> NoReturn:
+        """Say that the model needs something that the decoder doesn't do.
+
+        Raises:
+            UserError: always.
+        """
         raise UserError(
-            f"{self.file.path} asks for what specpipe can't run: {what}; choose another model"
-        )
-
-    def _value(self, key: str, default: object) -> object:
-        return self.file.metadata.get(
-            f"{self.file.metadata['general.architecture']}.{key}", default
+            f"{self.path} asks for what specpipe can't run: {what}; choose another model"
         )
 
 
-def _check_tensors(file: GGUFFile, config: DecoderConfig, meta: _Metadata) -> None:
-    """Refuse files with tensors that we would ignore: biases, experts, extra norms."""
-    layers = {f"blk.{i}" for i in range(min(config.layers, len(file.tensors)))}
-    for name in file.tensors:
-        block, number, rest = (*name.split(".", 2), "", "")[:3]
-        known = f"{block}.{number}" in layers and rest in _LAYER_TENSORS
-        if not known and name not in _MODEL_TENSORS:
-            meta.refuse(f"a tensor {name}")
+def check_heads(config: DecoderConfig, settings: Settings) -> None:
+    """Refuse heads that can't be shared out or rotated.
+
+    Raises:
+        UserError: with their numbers.
+    """
+    if config.heads % config.kv_heads or config.head_dim % 2:
+        settings.refuse(
+            f"{config.heads} heads on {config.kv_heads}, {config.head_dim} elements each"
+        )
+
+
+def check_weights(
+    config: DecoderConfig,
+    found: Mapping[str, tuple[int, ...]],
+    path: Path,
+    spelling: Callable[[str], str] = str,
+) -> None:
+    """Hold what a model says of itself against its weights: all there, of the right shape, no more.
+
+    Args:
+        config: what it says.
+        found: the shapes of its weights, under the names of `weight_shapes`.
+        path: where it lies, for messages.
+        spelling: from such a name to the format's own, for messages.
+
+    Raises:
+        UserError: naming the first weight that is missing, misshapen, or would be ignored.
+    """
+    wanted = set()
+    # Stops at the first that is missing, so a lie about the number of layers costs no time.
+    for name, shape in config.weight_shapes():
+        if found.get(name) != shape:
+            has = f"has shape {list(found[name])}" if name in found else "is missing"
+            raise UserError(
+                f"{path}: tensor {spelling(name)} {has}, expected {list(shape)}; "
+                "fetch the model again or choose another"
+            )
+        wanted.add(name)
+    for name in found:
+        if name not in wanted:
+            raise UserError(
+                f"{path} asks for what specpipe can't run: a tensor {spelling(name)}; "
+                "choose another model"
+            )

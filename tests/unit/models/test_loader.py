@@ -30,14 +30,20 @@ def reshape(name: str):
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({"architecture": "mamba"}, "architecture 'mamba', .* of architecture llama"),
+        ({"architecture": "mamba"}, "architecture 'mamba', .* of architecture llama, qwen2, qwen3"),
         ({"metadata": {"block_count": None}}, "block_count = None"),
         ({"metadata": {"block_count": "three"}}, "block_count = 'three'"),
         ({"metadata": {"rope.freq_base": 0.0}}, "rope.freq_base = 0.0"),
         ({"metadata": {"rope.scaling.type": "yarn"}}, "rotary scaling 'yarn'"),
         ({"metadata": {"rope.dimension_count": 8}}, "a part of each head"),
         ({"metadata": {"attention.head_count_kv": 3}}, "4 heads on 3"),
-        ({"change": extra("blk.0.attn_q.bias")}, r"a tensor blk\.0\.attn_q\.bias"),
+        ({"metadata": {"attention.sliding_window": 64}}, "sliding window of 64 tokens"),
+        ({"metadata": {"attention.value_length": 8}}, "values of another width"),
+        ({"change": extra("blk.0.attn_norm.bias")}, r"a tensor blk\.0\.attn_norm\.bias"),
+        ({"change": extra("blk.0.attn_q.bias")}, r"blk\.1\.attn_q\.bias is missing"),
+        ({"architecture": "qwen2"}, r"blk\.0\.attn_q\.bias is missing"),
+        ({"architecture": "qwen3"}, r"blk\.0\.attn_q_norm\.weight is missing"),
+        ({"change": extra("rope_freqs.weight")}, r"rope_freqs.weight of shape \[64\], expected"),
         ({"change": extra("blk.3.attn_norm.weight")}, r"a tensor blk\.3\.attn_norm\.weight"),
         ({"change": drop("token_embd.weight")}, r"token_embd\.weight is missing"),
         ({"change": drop("blk.1.ffn_up.weight")}, r"blk\.1\.ffn_up\.weight is missing"),
@@ -72,7 +78,7 @@ def test_settings_that_cannot_be_had_are_named(tiny_gguf, options, what) -> None
 
 
 def test_a_folder_must_hold_exactly_one_file(tiny_gguf, tmp_path) -> None:
-    with pytest.raises(UserError, match="holds no weights"):
+    with pytest.raises(UserError, match="holds no model"):
         load_model(tmp_path)
     path = tiny_gguf()
     assert load_model(tmp_path).vocab_size == 100

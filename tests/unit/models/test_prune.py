@@ -29,6 +29,26 @@ def test_kept_layers_are_copied_as_stored(target: ModelFiles, tmp_path: Path) ->
         assert np.array_equal(after.raw(name), before.raw(old))
 
 
+def test_biases_and_norms_go_with_their_layer(tiny_gguf, tmp_path: Path) -> None:
+    """A bias written under a weight's name, or left where it was."""
+    for options in ({"architecture": "qwen2", "biases": True}, {"architecture": "qwen3"}):
+        options["qk_norm"] = options["architecture"] == "qwen3"
+        weights = tiny_gguf(f"{options['architecture']}/w.gguf", **options)
+        whole = ModelFiles("whole", weights.parent, weights)
+        short = prune(whole, [0, 2], tmp_path / f"short-{options['architecture']}")
+        before, after = GGUFFile(weights), GGUFFile(short.weights)
+        assert len(after.tensors) * 3 == len(before.tensors) * 2 + 3
+        for name in after.tensors:
+            old = name.replace("blk.1.", "blk.2.")
+            assert np.array_equal(after.raw(name), before.raw(old)), name
+        assert load_model(short.folder).config.layers == 2
+
+
+def test_a_folder_of_hugging_face_is_not_pruned(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"can't be pruned: choose a model in a \.gguf file"):
+        prune(ModelFiles("x", tmp_path, tmp_path), [0], tmp_path / "short")
+
+
 def test_metadata_is_kept_with_its_types(target: ModelFiles, tmp_path: Path) -> None:
     model = prune(target, [1], tmp_path / "short")
     before, after = GGUFFile(target.weights), GGUFFile(model.weights)

