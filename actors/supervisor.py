@@ -195,6 +195,7 @@ class Supervisor:
             incarnation=incarnation,
             address=address,
             weights=self._files(role).weights,
+            backend=self._model(role).backend,
             dtype=self._model(role).dtype,
             device=self._device(role),
             threads=self._threads(role),

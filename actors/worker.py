@@ -16,7 +16,7 @@ from specpipe.workers.loop import run_draft, run_target
 from specpipe.workers.target import Target
 
 if TYPE_CHECKING:
-    from specpipe.models.decoder import Decoder
+    from specpipe.models.interface import SequenceModel
 
 _WARM_UP_TOKENS = 16
 
@@ -28,7 +28,7 @@ class WorkerSpec:
     Attributes:
         role, incarnation: who it is.
         address: the endpoint that was made for this incarnation.
-        weights, dtype, context_length, num_slots: its model.
+        weights, backend, dtype, context_length, num_slots: its model.
         output_size: ids from here on are padding, which neither model may produce.
         device: where it computes; `threads` are torch's.
         prefill_chunk: most tokens that the draft feeds at once.
@@ -38,6 +38,7 @@ class WorkerSpec:
     incarnation: int
     address: str
     weights: Path
+    backend: str
     dtype: str
     device: Device
     threads: int
@@ -72,12 +73,13 @@ class WorkerHost:
         """
         import torch  # noqa: PLC0415 (after pinning)
 
-        from specpipe.models.loader import load_model  # noqa: PLC0415 (imports torch)
+        from specpipe.models.backends import load  # noqa: PLC0415 (imports torch)
 
         torch.set_num_threads(spec.threads)
         device = _torch_name(spec.device)
         with _stream_of_its_own(device):
-            model = load_model(
+            model = load(
+                spec.backend,
                 spec.weights,
                 dtype=spec.dtype,
                 device=device,
@@ -125,7 +127,7 @@ def _stream_of_its_own(device: str) -> contextlib.AbstractContextManager[object]
     return torch.cuda.stream(torch.cuda.Stream(torch.device(device)))  # type: ignore[no-untyped-call]
 
 
-def _warm_up(model: "Decoder") -> None:
+def _warm_up(model: "SequenceModel") -> None:
     """One pass of several rows and one of one row: threads, buffers and pages come into being."""
     slot = model.open()
     count = min(_WARM_UP_TOKENS, model.context_length - 1)

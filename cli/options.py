@@ -6,7 +6,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from specpipe.config import ACCEPTANCES, NO_DRAFT, Config
+from specpipe.config import ACCEPTANCES, BACKENDS, NO_DRAFT, Config
 from specpipe.errors import UserError
 from specpipe.messages import Role
 
@@ -14,7 +14,11 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _PIPELINE = (
     click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file."),
-    click.option("--target", help="The model whose output is wanted.  [default: smollm2]"),
+    click.option(
+        "--target",
+        help="The model whose output is wanted: its name, path, or owner/name on the hub.  "
+        "[default: smollm2]",
+    ),
     click.option("--draft", help="The model that guesses, or `none`.  [default: smollm2-pruned]"),
     click.option("--models-dir", help="Folder of the models."),
     click.option("--target-gpu", type=int, help="GPU of the target."),
@@ -22,6 +26,10 @@ _PIPELINE = (
     click.option("--target-device", help="auto, cpu, cpu:0-3 or cuda:0.  [default: auto]"),
     click.option("--draft-device", help="The same for the draft.  [default: auto]"),
     click.option("--dtype", help="auto, float16, float32 or bfloat16, for both.  [default: auto]"),
+    click.option(
+        "--target-backend", help=f"What computes: {' or '.join(BACKENDS)}.  [default: specpipe]"
+    ),
+    click.option("--draft-backend", help="The same for the draft.  [default: specpipe]"),
     click.option(
         "--acceptance",
         help=f"Rule for guesses: {' or '.join(ACCEPTANCES)}.  [default: coupled]",
@@ -90,8 +98,14 @@ def configure(options: Mapping[str, Any]) -> Config:
             "model": options["target"],
             "device": _device("target", options),
             "dtype": options["dtype"],
+            "backend": options["target_backend"],
         },
-        draft={"model": draft, "device": _device("draft", options), "dtype": options["dtype"]},
+        draft={
+            "model": draft,
+            "device": _device("draft", options),
+            "dtype": options["dtype"],
+            "backend": options["draft_backend"],
+        },
         # A flag that may be repeated and isn't there is an empty tuple.
         sampling={name: value for name, value in sampling.items() if value not in ((), {})},
         pipeline={name: options.get(name) for name in ("acceptance", "policy", "record")},

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 DEV = PROJECT["optional-dependencies"]["dev"]
+BACKEND = PROJECT["optional-dependencies"]["transformers"]
 DIST_INFO = f"specpipe-{__version__}.dist-info"
 
 USED_WITHOUT_IMPORT = {
@@ -209,8 +210,15 @@ def used(files: list[Path]) -> set[str]:
 
 def test_dependencies_are_those_that_are_imported() -> None:
     """One that comes along by chance is missing tomorrow; one that nobody uses is a burden."""
-    declared = {name_of(requirement) for requirement in PROJECT["dependencies"]}
+    declared = {name_of(requirement) for requirement in PROJECT["dependencies"] + BACKEND}
     assert used(list(MODULES.values())) == declared - USED_WITHOUT_IMPORT.keys()
+
+
+def test_what_an_extra_brings_is_imported_by_its_one_module() -> None:
+    """Who installs specpipe without it would get an ImportError, and no word of the remedy."""
+    users = {name for name, path in MODULES.items() if used([path]) & {*map(name_of, BACKEND)}}
+    assert users == {"specpipe.models.transformers_model"}
+    assert set(BACKEND) <= set(DEV)
 
 
 def test_what_only_tests_import_is_in_the_dev_extra() -> None:

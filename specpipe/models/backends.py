@@ -1,0 +1,27 @@
+"""The two ways to run a model, by name: our own decoder, or whatever transformers has for it."""
+
+from pathlib import Path
+from typing import Any
+
+from specpipe.models.interface import SequenceModel
+
+
+def load(backend: str, path: Path, **settings: Any) -> SequenceModel:
+    """Load a model.
+
+    Args:
+        backend: one of specpipe.config.BACKENDS.
+        path: where it lies.
+        settings: as for `load_model`.
+
+    Raises:
+        UserError: if it, or what is asked of it, can't be had.
+    """
+    # Torch is imported no earlier, and no more than is needed.
+    if backend == "specpipe":
+        from specpipe.models.loader import load_model  # noqa: PLC0415
+
+        return load_model(path, **settings)
+    from specpipe.models.transformers_model import load_transformers  # noqa: PLC0415
+
+    return load_transformers(path, **settings)
