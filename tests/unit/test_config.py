@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from specpipe.config import Config, ModelConfig, PipelineConfig, RayConfig
+from specpipe.config import Config, DraftConfig, ModelConfig, PipelineConfig, RayConfig
 from specpipe.errors import UserError
 from specpipe.sampling import SamplingParams
 
 DEFAULT_TOML = Path(__file__).parents[2] / "configs" / "default.toml"
 TABLES = {
     "target": ModelConfig,
-    "draft": ModelConfig,
+    "draft": DraftConfig,
     "sampling": SamplingParams,
     "pipeline": PipelineConfig,
     "ray": RayConfig,
@@ -81,7 +81,7 @@ def test_draft_none_means_no_draft_and_stays_so() -> None:
     config = Config.from_dict({"draft": {"model": "none", "dtype": "float32"}})
     assert config.draft is None
     assert config.override(draft={"model": None, "device": "cpu:0"}).draft is None
-    assert config.override(draft={"model": "tiny"}).draft == ModelConfig("tiny")
+    assert config.override(draft={"model": "tiny"}).draft == DraftConfig("tiny")
     assert Config().override(draft={"model": "none"}).draft is None
 
 

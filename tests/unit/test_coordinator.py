@@ -29,6 +29,7 @@ from specpipe.messages import (
     Tokens,
     Verdict,
 )
+from specpipe.metrics import Source
 from specpipe.policy import Decision, Policy, Situation
 from specpipe.sequence import DraftState
 from tests.toys import sampling
@@ -41,7 +42,15 @@ M = TypeVar("M")
 class Desk:
     """A coordinator with both workers ready and request 0 submitted; what it said last."""
 
-    def __init__(self, policy: Policy | None = None, *, draft: bool = True, slots: int = 1) -> None:
+    def __init__(
+        self,
+        policy: Policy | None = None,
+        *,
+        draft: bool = True,
+        slots: int = 1,
+        sources: tuple[Source, ...] = ("model",),
+    ) -> None:
+        self.sources = sources
         self.policy: Any = policy or TakeAll()
         self.coordinator = Coordinator(self.policy, prefill_chunk=8)
         self.said: list[Command] = []
@@ -56,7 +65,7 @@ class Desk:
         return self.coordinator.sequences[0]
 
     def ready(self, role: Role, incarnation: int) -> None:
-        self.tell(Ready(role, incarnation, self._slots, 100, 5, "cpu", ()))
+        self.tell(Ready(role, incarnation, self._slots, 100, 5, "cpu", (), self.sources))
 
     def tell(self, event: Event) -> list[Command]:
         self.said = self.coordinator.handle(event, 0.0)
@@ -69,7 +78,8 @@ class Desk:
 
     def block(self, start: int, *tokens: int, serial: int = 1, incarnation: int = 1) -> None:
         times = (0.0,) * len(tokens)
-        self.tell(Block(0, incarnation, serial, start, tokens, (0.5,) * len(tokens), times, times))
+        sources, confidences = ("model",) * len(tokens), (0.5,) * len(tokens)
+        self.tell(Block(0, incarnation, serial, start, tokens, confidences, sources, times, times))
 
     def verdict(self, accepted: int, token: int, incarnation: int = 1) -> Verdict:
         """Answer the extend in flight."""
@@ -186,7 +196,7 @@ def test_messages_of_a_former_incarnation_change_nothing() -> None:
     before = repr(desk.coordinator.sequences)
     messages: list[Event] = [
         Opened(0, 1),
-        Block(0, 1, 9, 3, (1,), (0.5,), (0.0,), (0.0,)),
+        Block(0, 1, 9, 3, (1,), (0.5,), ("model",), (0.0,), (0.0,)),
         Exhausted(0, 1, 9, "limit"),
         Resync(0, 1),
         Failed("draft", 0, 1, "out of memory"),
@@ -295,7 +305,7 @@ def test_waiting_is_illegal_once_the_largest_block_waits() -> None:
     assert not policy.asked[-1].may_wait, "the draft is being opened"
     assert policy.asked[-1].largest_block == 2
     desk.tell(Opened(1, 1))
-    desk.tell(Block(1, 1, 1, 3, (1, 2, 3), (0.5,) * 3, (0.0,) * 3, (0.0,) * 3))
+    desk.tell(Block(1, 1, 1, 3, (1, 2, 3), (0.5,) * 3, ("model",) * 3, (0.0,) * 3, (0.0,) * 3))
     extend = desk.coordinator.sequences[1].extend
     assert extend is not None
     desk.tell(Verdict(1, 1, extend.extend_id, 0, 1, 0.0, 0.0, 0.0))

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from specpipe.drafting.drafter import Sources
 from specpipe.messages import (
     Block,
     Close,
@@ -37,14 +38,14 @@ class Drafting:
 
     def __init__(self, *, slots: int = 1, chunk: int = 256, context: int = 100) -> None:
         self.model = ToyModel(LAW, num_slots=slots, context_length=context)
-        self.draft = Draft(self.model, 1, prefill_chunk=chunk)
+        self.draft = Draft(Sources(self.model), 1, prefill_chunk=chunk)
 
     def open(self, tokens: tuple[int, ...] = PROMPT, **changes: Any) -> None:
-        message = Open(0, 1, tokens, len(tokens), 50, GREEDY)
+        message = Open(0, 1, tokens, len(tokens), 50, 50, GREEDY)
         self.draft.handle(replace(message, **changes))
 
     def commit(self, serials: tuple[int, int], start: int, *tokens: int, limit: int = 50) -> Commit:
-        return Commit(0, *serials, start, tokens, limit)
+        return Commit(0, *serials, start, tokens, limit, limit)
 
     def steps(self, number: int) -> list[Message]:
         return [answer for _ in range(number) for answer in self.draft.step()]
@@ -54,7 +55,7 @@ class Drafting:
         return self.draft._chains[0].tokens
 
     def check_cache(self) -> None:
-        held = self.model.held[self.draft._chains[0].slot]
+        held = self.model.held[self.draft._chains[0].drafter._slot]
         assert held == self.chain[: len(held)]
 
 
