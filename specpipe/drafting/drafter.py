@@ -202,7 +202,7 @@ class Drafter:
         guess = self._sampler.guess(logits[-1], position, tokens)
         chance = self._sources.calibration.chance(guess.confidence)
         self._sources.chances.append(chance)
-        found = self._ngrams.find(tokens) if self._ngrams else None
+        found = None if self._ngrams is None else self._ngrams.find(tokens)
         said = (guess.token, guess.confidence)
         if found and found.chance > chance:
             self._pending[position] = _Pending(found.chance, False, said, found)
@@ -232,7 +232,7 @@ class Drafter:
         """The chain was cut back to so many tokens."""
         if self._model:
             self._model.truncate(self._slot, min(length, self._model.length(self._slot)))
-        if self._ngrams:
+        if self._ngrams is not None:
             self._ngrams.truncate(length)
         self._pending = {at: kept for at, kept in self._pending.items() if at < length}
 
@@ -240,7 +240,7 @@ class Drafter:
         """The request ended with these tokens."""
         if self._model:
             self._model.close(self._slot)
-        if self._sources.past:
+        if self._sources.past is not None:
             self._sources.past.remember(output)
 
     def _looked_up(self, found: Finding, begun: float) -> Proposal:

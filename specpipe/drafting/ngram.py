@@ -95,7 +95,7 @@ class NGrams:
         self._index.extend(tokens[len(self._index) :])
         own = self._best("ngram", self._index.matches(_PLACES))
         past = None
-        if self._past:
+        if self._past is not None:
             past = self._best("past", self._past.matches(_PLACES, self._index))
         if own and past:
             return own if own.chance >= past.chance else past

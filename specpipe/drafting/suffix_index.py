@@ -102,7 +102,7 @@ class SuffixIndex:
             most: how many at most.
             text: whose end is looked for; by default the own.
         """
-        text = text or self
+        text = self if text is None else text  # an empty text is not none
         end = len(text._tokens) - 1
         for index in range(len(ORDERS) - 1, -1, -1):
             if ORDERS[index] > end + 1:

@@ -15,6 +15,7 @@ from specpipe import sampler as sampler_module
 from specpipe.coordinator import Coordinator
 from specpipe.dispatch import TakeAll
 from specpipe.drafting.drafter import Sources
+from specpipe.drafting.ngram import NGrams
 from specpipe.events import Event, Send, StartTimer, TimerFired
 from specpipe.messages import (
     Block,
@@ -75,7 +76,8 @@ def test_schedules_reach_everything() -> None:
         *("draft killed", "target killed", "draft stalled", "target stalled", "timeouts"),
         *("draft not restarted", "target not restarted", "doubled: Block", "doubled: Verdict"),
         *("exhausted: limit", "exhausted: context", "exhausted: stop"),
-        *("end guessed", "end guessed and ignored"),
+        *("end guessed", "end guessed and ignored", "exhausted: nothing", "Computing"),
+        *("guess of model", "guess of ngram", "guess of past"),
         *(f"{policy}: accepted" for policy in ("serial", "pearl", "take_all", "elastic", "random")),
         *("stop", "length", "abort", "error", "rollbacks", "accepted", "stale_blocks", "dropped"),
     ):
@@ -310,6 +312,7 @@ PLANTED: dict[str, Patch] = {
     "open calls guesses committed": wrapped(SequenceState, "open", _open_all_known),
     "draft cache not truncated": _patch_init(Sources),
     "target cache not truncated": _patch_init(Target),
+    "look-ups not truncated": wrapped(NGrams, "truncate", lambda *_: None),
     "token after the block dropped": _last_dropped,
     "last guess has no cache entry": wrapped(Draft, "_advance", _short_fed),
     "no exhausted": wrapped(Draft, "_is_to_say_so", lambda *_: False),

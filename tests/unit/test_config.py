@@ -85,6 +85,36 @@ def test_draft_none_means_no_draft_and_stays_so() -> None:
     assert Config().override(draft={"model": "none"}).draft is None
 
 
+def test_look_ups_need_no_model() -> None:
+    """`draft none` means two things: nobody guesses, or nobody computes."""
+    for given in ({"drafter": "ngram"}, {"drafter": "ngram", "model": "none"}):
+        draft = Config().override(draft=given).draft
+        assert draft is not None
+        assert not draft.has_model
+    by_file = Config.from_dict({"draft": {"drafter": "ngram"}})
+    assert by_file.override(draft={"model": "none"}).draft is not None
+    assert by_file.override(draft={"dtype": "float32"}).draft is not None
+    off = Config().override(draft={"model": "none"})
+    assert off.override(draft={"drafter": "ngram"}).draft is not None
+    assert off.draft is None
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"drafter": "oracle"}, "drafter is 'oracle': choose one of hybrid, model, ngram"),
+        ({"drafter": "hybrid", "model": "none"}, "'hybrid' needs a draft model: name one, or"),
+        ({"remember": 5}, "remember is 5: give 0 for nothing, or 1024 to"),
+        ({"remember": 2**40}, "remember is 1099511627776"),
+        ({"remember": 5000, "drafter": "model"}, "choose hybrid or ngram"),
+    ],
+)
+def test_drafters_that_cannot_be_are_refused(given: dict[str, Any], expected: str) -> None:
+    """Found out in the worker, it costs a launch and a trace."""
+    with pytest.raises(UserError, match=re.escape(expected)):
+        Config().override(draft=given)
+
+
 def test_override_changes_only_what_was_given() -> None:
     """Flags that were not given are None; they must not undo the file."""
     config = Config.from_dict({"sampling": {"seed": 7, "max_tokens": 9}, "models_dir": "a"})
