@@ -190,7 +190,7 @@ class Supervisor:
     def _start(self, role: Role, incarnation: int, host: Any) -> None:
         address = worker_address(self._directory, role, incarnation)
         self._hub.post(Attach(role, incarnation, address))
-        files, draft = self._files(role), self._config.draft
+        files, draft = self._files(role), self._config.draft if role == "draft" else None
         spec = WorkerSpec(
             role=role,
             incarnation=incarnation,
@@ -207,6 +207,8 @@ class Supervisor:
             prefill_chunk=self._config.pipeline.prefill_chunk,
             drafter=draft.drafter if draft else None,
             remember=draft.remember if draft else 0,
+            head_tokens=draft.head_tokens if draft else 0,
+            kept_tokens=tuple(self._pair.tokenizer.stop_token_ids),
         )
         before = self._running.get(role)
         self._running[role] = _Running(

@@ -34,7 +34,8 @@ class WorkerSpec:
         output_size: ids from here on are padding, which neither model may produce.
         device: where it computes; `threads` are torch's.
         prefill_chunk: most tokens that the draft feeds at once.
-        drafter, remember: of a draft, see DraftConfig.
+        drafter, remember, head_tokens: of a draft, see DraftConfig.
+        kept_tokens: that its head covers in any case.
     """
 
     role: Role
@@ -50,6 +51,8 @@ class WorkerSpec:
     prefill_chunk: int
     drafter: DrafterKind | None = None
     remember: int = 0
+    head_tokens: int = 0
+    kept_tokens: tuple[int, ...] = ()
 
 
 class WorkerHost:
@@ -92,6 +95,8 @@ class WorkerHost:
                 context_length=spec.context_length,
                 output_size=spec.output_size,
                 num_slots=spec.num_slots,
+                head_tokens=spec.head_tokens,
+                kept_tokens=spec.kept_tokens,
             )
             _warm_up(model)
             self._work(spec, model)

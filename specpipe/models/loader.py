@@ -7,6 +7,7 @@ This module knows how llama.cpp names and lays out the tensors of the `llama` ar
 and keys are stored for interleaved rotary pairs, which is what the decoder wants.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from specpipe.errors import UserError
 from specpipe.models.decoder import Decoder, DecoderWeights, LayerWeights
 from specpipe.models.gguf_file import GGUFFile
 from specpipe.models.linear import PackedLinear, has_float16, pack_linear
+from specpipe.models.partial_head import PartialHead
 from specpipe.models.shape import DecoderConfig, read_config
 from specpipe.models.store import weights_file
 
@@ -31,6 +33,8 @@ def load_model(
     context_length: int | None = None,
     output_size: int | None = None,
     num_slots: int = 1,
+    head_tokens: int = 0,
+    kept_tokens: Sequence[int] = (),
 ) -> Decoder:
     """Load a model; set torch's number of threads before, since kernels are measured for it.
 
@@ -43,6 +47,9 @@ def load_model(
         output_size: token ids below this can be produced; by default all that have a weight,
             which may include a padded tail without meaning.
         num_slots: sequences that can be held at once.
+        head_tokens: ids below this can be produced from the beginning, others once they were fed
+            (see PartialHead); 0: all. Only for drafts.
+        kept_tokens: others that can be produced from the beginning.
 
     Raises:
         UserError: if the file, or what is asked of it, can't be had.
@@ -54,7 +61,8 @@ def load_model(
     if num_slots < 1:
         raise UserError(f"num_slots is {num_slots}: ask for at least 1")
     with torch.inference_mode():
-        return Decoder(config, _Weights(file, config, kept, place).load(), num_slots)
+        weights = _Weights(file, config, kept, place, head_tokens, tuple(kept_tokens))
+        return Decoder(config, weights.load(), num_slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +73,8 @@ class _Weights:
     config: DecoderConfig
     dtype: torch.dtype
     device: torch.device
+    head_tokens: int = 0
+    kept_tokens: tuple[int, ...] = ()
 
     def load(self) -> DecoderWeights:
         config = self.config
@@ -74,13 +84,21 @@ class _Weights:
             del embedding
             embedding = self._tensor("output", config.vocab_size, config.width)
         norm = self._tensor("output_norm", config.width)
-        head = self._pack(embedding[: config.output_size].mul_(norm))
+        head = self._head(embedding[: config.output_size], table, norm)
         del embedding
         divisors = None
         if "rope_freqs.weight" in self.file.tensors:
             divisors = self._tensor("rope_freqs", config.head_dim // 2).cpu()
         layers = [self._layer(f"blk.{index}") for index in range(config.layers)]
         return DecoderWeights(table, layers, head, divisors)
+
+    def _head(self, weight: Tensor, table: Tensor, norm: Tensor) -> PackedLinear | PartialHead:
+        if not 0 < self.head_tokens < len(weight):
+            return self._pack(weight.mul_(norm))
+        tied = "output.weight" not in self.file.tensors
+        rows = table[: len(weight)] if tied else weight.to(self.dtype)
+        base = self._pack(weight[: self.head_tokens].mul_(norm))
+        return PartialHead(base, rows, norm, self.kept_tokens)
 
     def _layer(self, block: str) -> LayerWeights:
         config = self.config
