@@ -50,19 +50,16 @@ class SuffixIndex:
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
         bits = max(4, (capacity - 1).bit_length())
-        self._shift = 64 - bits
+        self._shift, self._mask = 64 - bits, (1 << bits) - 1
         self._tokens = array("i")
         self._prefix = array("Q", [0])  # hash of the first n tokens, as a polynomial
-        self._heads = [array("i", [-1]) * (1 << bits) for _ in ORDERS]
-        self._earlier = [array("i") for _ in ORDERS]
+        self._tables = [
+            _Table(order, power, array("i", [-1]) * (1 << bits), array("i"))
+            for order, power in zip(ORDERS, _POWERS, strict=True)
+        ]
 
     def __len__(self) -> int:
         return len(self._tokens)
-
-    @property
-    def full(self) -> bool:
-        """Whether no more tokens fit."""
-        return len(self._tokens) >= self._capacity
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Append tokens.
@@ -76,20 +73,15 @@ class SuffixIndex:
             self._prefix.append((self._prefix[-1] * _BASE + token + 1) % _MODULUS)
             self._tokens.append(token)
             end = len(self._tokens) - 1
-            for heads, earlier, slot in zip(
-                self._heads, self._earlier, self._slots(end), strict=True
-            ):
-                earlier.append(heads[slot])
-                heads[slot] = end
+            for table, slot in zip(self._tables, self._slots(self), strict=True):
+                table.earlier.append(table.heads[slot])
+                table.heads[slot] = end
 
     def truncate(self, length: int) -> None:
         """Forget all but the first `length` tokens."""
         while len(self._tokens) > length:
-            end = len(self._tokens) - 1
-            for heads, earlier, slot in zip(
-                self._heads, self._earlier, self._slots(end), strict=True
-            ):
-                heads[slot] = earlier.pop()
+            for table, slot in zip(self._tables, self._slots(self), strict=True):
+                table.heads[slot] = table.earlier.pop()
             self._tokens.pop()
             self._prefix.pop()
 
@@ -102,46 +94,68 @@ class SuffixIndex:
             most: how many at most.
             text: whose end is looked for; by default the own.
         """
-        text = self if text is None else text  # an empty text is not none
-        end = len(text._tokens) - 1
+        if not (self if text is None else text)._tokens:
+            return []
+        slots = None if text is None else self._slots(text)
         for index in range(len(ORDERS) - 1, -1, -1):
-            if ORDERS[index] > end + 1:
-                continue
-            found = list(self._follow(index, text, end, most))
-            if found:
-                return found
+            table = self._tables[index]
+            at = table.earlier[-1] if slots is None else table.heads[slots[index]]
+            if at >= 0:
+                found = list(self._follow(table, at, self if text is None else text, most))
+                if found:
+                    return found
         return []
 
-    def _follow(self, index: int, text: "SuffixIndex", end: int, most: int) -> Iterator[Match]:
-        """Matches of one context length, latest first."""
-        order, tokens, ours = ORDERS[index], text._tokens, self._tokens
-        wanted = tokens[end - order + 1 : end + 1]
-        at = self._heads[index][text._slot(index, end, self._shift)]
-        last, earlier = len(ours) - 1, self._earlier[index]
+    def _follow(self, table: "_Table", at: int, text: "SuffixIndex", most: int) -> Iterator[Match]:
+        """Matches of one context length, latest first, from a position on."""
+        order, tokens, ours = table.order, text._tokens, self._tokens
+        end, last = len(tokens) - 1, len(ours) - 1
+        wanted = tokens[end - order + 1 :] if order <= end + 1 else None
         for _ in range(_HOPS):
             if at < 0:
                 return
             if at < last and ours[at - order + 1 : at + 1] == wanted:
-                yield Match(ours[at + 1], self._length(at, text, end, order), last - at)
+                yield Match(ours[at + 1], self._length(at, text, order), last - at)
                 most -= 1
                 if not most:
                     return
-            at = earlier[at]
+            at = table.earlier[at]
 
-    def _length(self, at: int, text: "SuffixIndex", end: int, length: int) -> int:
+    def _length(self, at: int, text: "SuffixIndex", length: int) -> int:
         ours, tokens = self._tokens, text._tokens
+        end = len(tokens) - 1
         longest = min(LONGEST, at + 1, end + 1)
         while length < longest and ours[at - length] == tokens[end - length]:
             length += 1
         return length
 
-    def _slots(self, end: int) -> list[int]:
-        return [self._slot(index, end, self._shift) for index in range(len(ORDERS))]
+    def _slots(self, text: "SuffixIndex") -> list[int]:
+        """Where the contexts that a text ends with belong in the tables."""
+        prefix, shift, mask = text._prefix, self._shift, self._mask
+        whole, length = prefix[-1], len(prefix) - 1
+        return [
+            (
+                (whole - prefix[length - order if order < length else 0] * power)
+                % _MODULUS
+                * _SPREAD
+                >> shift
+            )
+            & mask
+            for order, power in zip(ORDERS, _POWERS, strict=True)
+        ]
 
-    def _slot(self, index: int, end: int, shift: int) -> int:
-        """Where the context that ends at a position belongs in a table."""
-        begin = max(0, end + 1 - ORDERS[index])
-        before = self._prefix[begin] * _POWERS[index]
-        return ((self._prefix[end + 1] - before) % _MODULUS * _SPREAD >> shift) & (
-            (1 << (64 - shift)) - 1
-        )
+
+class _Table(NamedTuple):
+    """What is known of contexts of one length.
+
+    Attributes:
+        order: the length.
+        power: of the hash's base, by it.
+        heads: the latest position that such a context ends at, by its slot; -1: none.
+        earlier: for each position, the one before it with the same slot.
+    """
+
+    order: int
+    power: int
+    heads: "array[int]"
+    earlier: "array[int]"
