@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MODELS := saved_models/smollm2/source.json saved_models/smollm2-pruned/source.json
 
-.PHONY: run test test-slow test-gpu measure verify simulate-grid check clean
+.PHONY: run test test-slow test-gpu measure measure-drafters verify simulate-grid check clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # one pip at a time
 
@@ -36,6 +36,10 @@ test-gpu: $(VENV)/.test $(MODELS)
 measure: $(VENV)/.test $(MODELS)
 	$(BIN)/python -m tests.measure_handover
 	$(BIN)/python -m tests.measure_pair
+
+measure-drafters: $(VENV)/.test $(MODELS)
+	$(BIN)/python -m tests.measure_lookup
+	$(BIN)/python -m tests.measure_drafters
 
 # Hours; the same command goes on where it was interrupted.
 verify: $(VENV)/.run $(MODELS)

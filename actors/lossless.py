@@ -4,7 +4,7 @@ import hashlib
 import platform
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Self
@@ -24,7 +24,7 @@ class Comparison:
 
     Args:
         config: of the pipeline; its sampling has a seed.
-        pair: its models; there is a draft.
+        pair: its models.
         records: folder for answers and outcomes.
     """
 
@@ -40,8 +40,8 @@ class Comparison:
             "device": config.target.device,
             "context": pair.context_length,
         }
-        assert pair.draft is not None
-        run = self._content | {"draft": _sha256(pair.draft.paths), "config": asdict(config)}
+        draft = _sha256(pair.draft.paths) if pair.draft else None
+        run = self._content | {"draft": draft, "config": asdict(config)}
         self._records = Records(records, run)
         self._pipeline = cache(self._start_pipeline)
         self._alone = cache(self._start_alone)
@@ -80,7 +80,7 @@ class Comparison:
     def _start_alone(self) -> Pipeline:
         """The target alone, on the very device that it has in the pipeline."""
         device = self._pipeline().workers["target"].device
-        config = self._config.override(target={"device": device}, draft={"model": "none"})
+        config = replace(self._config.override(target={"device": device}), draft=None)
         return self._stack.enter_context(Pipeline.launch(config))
 
     def _load(self) -> SequenceModel:

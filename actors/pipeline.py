@@ -134,8 +134,12 @@ class Pipeline:
 
     def _start(self) -> None:
         config, pair = self.config, self.pair
-        draft_device = config.draft.device if config.draft else None
-        placement = place(draft_device, config.target.device, gpus=gpu_count())
+        placement = place(
+            config.draft.device if config.draft else None,
+            config.target.device,
+            gpus=gpu_count(),
+            draft_computes=pair.draft is not None,
+        )
         directory = self._resources.enter_context(socket_directory())
         self._hub = HubClient(
             directory,

@@ -190,11 +190,12 @@ class Supervisor:
     def _start(self, role: Role, incarnation: int, host: Any) -> None:
         address = worker_address(self._directory, role, incarnation)
         self._hub.post(Attach(role, incarnation, address))
+        files, draft = self._files(role), self._config.draft if role == "draft" else None
         spec = WorkerSpec(
             role=role,
             incarnation=incarnation,
             address=address,
-            weights=self._files(role).weights,
+            weights=files.weights if files else None,
             backend=self._model(role).backend,
             dtype=self._model(role).dtype,
             device=self._device(role),
@@ -205,6 +206,10 @@ class Supervisor:
             output_size=self._pair.tokenizer.used_size,
             num_slots=self._config.pipeline.max_num_seqs,
             prefill_chunk=self._config.pipeline.prefill_chunk,
+            drafter=draft.drafter if draft else None,
+            remember=draft.remember if draft else 0,
+            head_tokens=draft.head_tokens if draft else 0,
+            kept_tokens=tuple(self._pair.tokenizer.stop_token_ids),
         )
         before = self._running.get(role)
         self._running[role] = _Running(
@@ -249,10 +254,9 @@ class Supervisor:
         assert device is not None
         return device
 
-    def _files(self, role: Role) -> ModelFiles:
-        files = self._pair.target if role == "target" else self._pair.draft
-        assert files is not None
-        return files
+    def _files(self, role: Role) -> ModelFiles | None:
+        """A role's model; None for a draft that only looks up."""
+        return self._pair.target if role == "target" else self._pair.draft
 
     def _model(self, role: Role) -> ModelConfig:
         model = self._config.target if role == "target" else self._config.draft

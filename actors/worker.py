@@ -10,6 +10,7 @@ import ray
 
 from specpipe.channel import Channel
 from specpipe.devices import Device, pin_process, read_back
+from specpipe.drafting.drafter import DrafterKind, Sources
 from specpipe.messages import Ready, Role
 from specpipe.workers.draft import Draft
 from specpipe.workers.loop import run_draft, run_target
@@ -28,16 +29,19 @@ class WorkerSpec:
     Attributes:
         role, incarnation: who it is.
         address: the endpoint that was made for this incarnation.
-        weights, backend, dtype, context_length, num_slots: its model.
+        weights, backend, dtype, context_length, num_slots: its model; a draft that only looks up
+            has no weights.
         output_size: ids from here on are padding, which neither model may produce.
         device: where it computes; `threads` are torch's.
         prefill_chunk: most tokens that the draft feeds at once.
+        drafter, remember, head_tokens: of a draft, see DraftConfig.
+        kept_tokens: that its head covers in any case.
     """
 
     role: Role
     incarnation: int
     address: str
-    weights: Path
+    weights: Path | None
     backend: str
     dtype: str
     device: Device
@@ -46,6 +50,10 @@ class WorkerSpec:
     output_size: int
     num_slots: int
     prefill_chunk: int
+    drafter: DrafterKind | None = None
+    remember: int = 0
+    head_tokens: int = 0
+    kept_tokens: tuple[int, ...] = ()
 
 
 class WorkerHost:
@@ -71,6 +79,9 @@ class WorkerHost:
         Raises:
             UserError: if the model can't be loaded as asked.
         """
+        if spec.weights is None:
+            self._work(spec, None)
+            return
         import torch  # noqa: PLC0415 (after pinning)
 
         from specpipe.models.backends import load  # noqa: PLC0415 (imports torch)
@@ -86,27 +97,47 @@ class WorkerHost:
                 context_length=spec.context_length,
                 output_size=spec.output_size,
                 num_slots=spec.num_slots,
+                head_tokens=spec.head_tokens,
+                kept_tokens=spec.kept_tokens,
             )
             _warm_up(model)
-            cores = read_back(self._cores)  # now that torch's threads exist
-            channel = Channel.connect(spec.address)
-            channel.send(
-                Ready(
-                    spec.role,
-                    spec.incarnation,
-                    model.num_slots,
-                    model.context_length,
-                    model.vocab_size,
-                    str(spec.device),
-                    cores,
-                )
+            self._work(spec, model)
+
+    def _work(self, spec: WorkerSpec, model: "SequenceModel | None") -> None:
+        """Report for duty, and work until told to stop."""
+        worker = _worker(spec, model)
+        cores = read_back(self._cores)  # now that torch's threads exist
+        channel = Channel.connect(spec.address)
+        channel.send(
+            Ready(
+                spec.role,
+                spec.incarnation,
+                spec.num_slots,
+                spec.context_length,
+                model.vocab_size if model else spec.output_size,
+                str(spec.device),
+                cores,
+                worker.sources if isinstance(worker, Draft) else (),
             )
-            if spec.role == "draft":
-                chunk = spec.prefill_chunk
-                run_draft(Draft(model, spec.incarnation, prefill_chunk=chunk), channel)
-            else:
-                run_target(Target(model, spec.incarnation), channel)
-            channel.close()
+        )
+        if isinstance(worker, Draft):
+            run_draft(worker, channel)
+        else:
+            run_target(worker, channel)
+        channel.close()
+
+
+def _worker(spec: WorkerSpec, model: "SequenceModel | None") -> Draft | Target:
+    if spec.role == "target":
+        assert model is not None
+        return Target(model, spec.incarnation)
+    sources = Sources(
+        model,
+        lookup=spec.drafter != "model",
+        remember=spec.remember,
+        context_length=spec.context_length,
+    )
+    return Draft(sources, spec.incarnation, prefill_chunk=spec.prefill_chunk)
 
 
 def _torch_name(device: Device) -> str:

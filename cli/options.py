@@ -1,12 +1,13 @@
 """Flags that several commands share, and how they become a configuration."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
 
-from specpipe.config import ACCEPTANCES, BACKENDS, NO_DRAFT, Config
+from specpipe.config import ACCEPTANCES, BACKENDS, DRAFTERS, NO_DRAFT, Config
 from specpipe.errors import UserError
 from specpipe.messages import Role
 
@@ -20,6 +21,13 @@ _PIPELINE = (
         "[default: smollm2]",
     ),
     click.option("--draft", help="The model that guesses, or `none`.  [default: smollm2-pruned]"),
+    click.option(
+        "--drafter",
+        help=f"Where guesses come from: {', '.join(DRAFTERS)}.  [default: hybrid]",
+    ),
+    click.option(
+        "--remember", type=int, help="Tokens of past outputs to guess from too.  [default: 0]"
+    ),
     click.option("--models-dir", help="Folder of the models."),
     click.option("--target-gpu", type=int, help="GPU of the target."),
     click.option("--draft-gpu", type=int, help="GPU of the draft; both may share one."),
@@ -89,7 +97,9 @@ def configure(options: Mapping[str, Any]) -> Config:
     if options.get("no_draft"):
         if draft not in {None, NO_DRAFT}:
             raise UserError(f"--no-draft and --draft {draft} exclude each other: leave one out")
-        draft = NO_DRAFT
+        if options["drafter"]:
+            raise UserError("--no-draft and --drafter exclude each other: leave one out")
+        config, draft = replace(config, draft=None), NO_DRAFT
     sampling = {name: options.get(name) for name in _SAMPLING_NAMES}
     sampling["logit_bias"] = dict(_bias(text) for text in options["logit_bias"])
     return config.override(
@@ -105,6 +115,8 @@ def configure(options: Mapping[str, Any]) -> Config:
             "device": _device("draft", options),
             "dtype": options["dtype"],
             "backend": options["draft_backend"],
+            "drafter": options["drafter"],
+            "remember": options["remember"],
         },
         # A flag that may be repeated and isn't there is an empty tuple.
         sampling={name: value for name, value in sampling.items() if value not in ((), {})},

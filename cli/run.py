@@ -12,6 +12,7 @@ from specpipe.completion import Completion
 from specpipe.devices import format_cores
 from specpipe.errors import SpecpipeError, UserError
 from specpipe.messages import Ready, Role
+from specpipe.metrics import SOURCES, RequestMetrics
 from specpipe.pair import ModelPair
 
 
@@ -40,7 +41,7 @@ def run(prompt: str | None, raw: bool, as_json: bool, **options: Any) -> None:
     answers = []
     with Pipeline.launch(config, pair) as pipeline:
         for role, worker in sorted(pipeline.workers.items()):
-            click.echo(_describe(role, worker, getattr(config, role).model), err=True)
+            click.echo(_describe(role, worker, _name(role, pair)), err=True)
         for sample in range(params.n):
             with pipeline.stream(tokens, params, sample=sample) as stream:
                 _write(stream)
@@ -73,6 +74,11 @@ def _write(stream: Stream) -> None:
     click.echo()
 
 
+def _name(role: Role, pair: ModelPair) -> str:
+    files = pair.target if role == "target" else pair.draft
+    return files.name if files else "look-ups"
+
+
 def _describe(role: Role, worker: Ready, model: str) -> str:
     """One line on where a worker ended up, as read back from the system."""
     cores = f"core {format_cores(worker.cores)}"
@@ -98,13 +104,21 @@ def _summary(completion: Completion) -> str:
     ]
     if metrics.drafted:
         parts += [
-            f"acceptance {_percent(metrics.acceptance_rate)}",
+            f"acceptance {_acceptance(metrics)}",
             f"{metrics.mean_acceptance_length or 0:.2f} tokens a target pass",
             f"overlap {_percent(metrics.overlap)}",
             f"useful {_percent(metrics.useful_overlap)}",
             f"{metrics.rollbacks} rollbacks",
         ]
     return f"[{completion.finish_reason}] " + " | ".join(parts)
+
+
+def _acceptance(metrics: RequestMetrics) -> str:
+    """The share of sent guesses that stand; by source, where there are several."""
+    counts = {source: metrics.of_source(source) for source in SOURCES}
+    parts = [f"{s} {_percent(c.acceptance_rate)}" for s, c in counts.items() if c.sent]
+    whole = _percent(metrics.acceptance_rate)
+    return f"{whole} ({', '.join(parts)})" if len(parts) > 1 else whole
 
 
 def _percent(share: float | None) -> str:

@@ -22,6 +22,7 @@ from specpipe.messages import (
     Close,
     Closed,
     Commit,
+    Computing,
     Exhausted,
     Extend,
     Failed,
@@ -40,10 +41,10 @@ from specpipe.messages import (
     Verdict,
     Vocabulary,
 )
-from specpipe.metrics import RequestMetrics, Spans
+from specpipe.metrics import RequestMetrics, SourceCounts, Spans
 from specpipe.sampling import GuessLaw, Sampling, TokenLogprobs
 
-VERSION = 2
+VERSION = 3
 MAX_MESSAGE_BYTES = 16 * 2**20
 MAX_ITEMS = 2**21
 MAX_INT = 2**63 - 1
@@ -72,8 +73,16 @@ _TYPES: tuple[type[Message], ...] = (
     Tokens,
     Finish,
     Vocabulary,
+    Computing,
 )
-_RECORDS = (Sampling, GuessLaw, TokenLogprobs, Spans, RequestMetrics)  # parts of messages
+_RECORDS = (
+    Sampling,
+    GuessLaw,
+    TokenLogprobs,
+    Spans,
+    SourceCounts,
+    RequestMetrics,
+)  # parts of messages
 _TAGS = {cls: tag for tag, cls in enumerate(_TYPES)}
 
 _Reader = Callable[[Any], Any]
@@ -175,8 +184,10 @@ def _record_reader(cls: type[Any]) -> _Reader:
 
 def _check_block(block: Block) -> None:
     count = len(block.tokens)
-    if count != len(block.confidences) or not count <= len(block.begun) == len(block.ended):
-        raise ProtocolError("a block whose tokens, confidences and times don't match in number")
+    if not count == len(block.confidences) == len(block.sources):
+        raise ProtocolError("a block whose tokens, confidences and sources don't match in number")
+    if not count <= len(block.begun) == len(block.ended):
+        raise ProtocolError("a block whose tokens and times don't match in number")
     if len(block.laws) not in {0, count}:
         raise ProtocolError(f"a block of {count} tokens with {len(block.laws)} laws")
 

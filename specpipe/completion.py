@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from specpipe.metrics import RequestMetrics
+from specpipe.metrics import SOURCES, RequestMetrics
 from specpipe.sampling import TokenLogprobs
 from specpipe.stopping import FinishReason
 
@@ -55,8 +55,18 @@ class Completion:
             "target_forwards": metrics.target_forwards,
             "drafted_tokens": metrics.drafted if drafted else None,
             "wasted_tokens": metrics.wasted if drafted else None,
+            "sources": self._by_source() if drafted else None,
             "rollbacks": metrics.rollbacks if drafted else None,
             "overlap": metrics.overlap if drafted else None,
             "useful_overlap": metrics.useful_overlap if drafted else None,
             "handover_ms": median(metrics.handovers) * 1000 if metrics.handovers else None,
+        }
+
+    def _by_source(self) -> dict[str, dict[str, Any]]:
+        """For each source of guesses that had any: how many, and what became of them."""
+        counts = {source: self.metrics.of_source(source) for source in SOURCES}
+        return {
+            source: asdict(each) | {"acceptance_rate": each.acceptance_rate}
+            for source, each in counts.items()
+            if each.drafted
         }

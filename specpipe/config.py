@@ -17,10 +17,12 @@ from typing import Any, Literal, Self, TypeVar, get_args, get_origin, get_type_h
 
 from specpipe.devices import parse_device
 from specpipe.dispatch import make_policy
+from specpipe.drafting.drafter import DrafterKind
 from specpipe.errors import UserError
 from specpipe.sampling import Acceptance, SamplingParams
 
 ACCEPTANCES = get_args(Acceptance)
+DRAFTERS = get_args(DrafterKind)
 DTYPES = ("auto", "float16", "float32", "bfloat16")
 BACKENDS = ("specpipe", "transformers")
 NO_DRAFT = "none"
@@ -28,6 +30,8 @@ NO_DRAFT = "none"
 
 _TYPE_NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 _LONGEST_TIMEOUT_S = 86_400.0
+_LEAST_HEAD = 256
+_LEAST_REMEMBERED, _MOST_REMEMBERED = 1024, 2**26
 _TOO_LARGE = 2**63  # what messages can carry
 
 
@@ -70,6 +74,55 @@ class ModelConfig:
             raise UserError(f"dtype is {self.dtype!r}: choose one of {', '.join(DTYPES)}")
         if self.backend not in BACKENDS:
             raise UserError(f"backend is {self.backend!r}: choose one of {', '.join(BACKENDS)}")
+
+
+@dataclass(frozen=True, slots=True)
+class DraftConfig(ModelConfig):
+    """Where guesses come from.
+
+    Attributes:
+        drafter: the model, n-gram look-ups, or at each token the likelier of the two: one of
+            DRAFTERS. `ngram` needs no model, and no device of its own.
+        remember: tokens of past outputs that all requests look up in; 0: none.
+        head_tokens: how many tokens the model can guess from the beginning, the lowest ids and the
+            end tokens; others once the text has them. 0: all.
+
+    Raises:
+        UserError: as ModelConfig; for an unknown drafter or a value out of range.
+    """
+
+    drafter: DrafterKind = "hybrid"
+    remember: int = 0
+    head_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        # Dataclasses with slots are made anew, which super() without arguments doesn't know.
+        ModelConfig.__post_init__(self)
+        if self.drafter not in DRAFTERS:
+            raise UserError(f"drafter is {self.drafter!r}: choose one of {', '.join(DRAFTERS)}")
+        if self.drafter != "ngram" and self.model == NO_DRAFT:
+            raise UserError(
+                f"drafter {self.drafter!r} needs a draft model: name one, or choose ngram"
+            )
+        if self.remember != 0 and not _LEAST_REMEMBERED <= self.remember <= _MOST_REMEMBERED:
+            raise UserError(
+                f"remember is {self.remember}: give 0 for nothing, or {_LEAST_REMEMBERED} to "
+                f"{_MOST_REMEMBERED} tokens"
+            )
+        if self.head_tokens != 0 and self.head_tokens < _LEAST_HEAD:
+            raise UserError(
+                f"head_tokens is {self.head_tokens}: give 0 for all, or at least {_LEAST_HEAD}"
+            )
+        if self.remember and self.drafter == "model":
+            raise UserError(
+                "remember is for look-ups, which drafter 'model' does not make: choose hybrid or "
+                "ngram"
+            )
+
+    @property
+    def has_model(self) -> bool:
+        """Whether a model guesses."""
+        return self.drafter != "ngram"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +197,7 @@ class RayConfig:
             raise UserError(f"num_cpus is {self.num_cpus}: it must be 0 or a positive number")
 
 
-_DEFAULT_DRAFT = ModelConfig("smollm2-pruned")
+_DEFAULT_DRAFT = DraftConfig("smollm2-pruned")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +206,7 @@ class Config:
 
     Attributes:
         target: the model whose output is wanted.
-        draft: the model that guesses; None lets the target work alone.
+        draft: where guesses come from; None lets the target work alone.
         sampling: what a request asks for unless it says otherwise.
         pipeline: how drafting and verifying are run.
         ray: which Ray to use.
@@ -161,7 +214,7 @@ class Config:
     """
 
     target: ModelConfig = ModelConfig("smollm2")
-    draft: ModelConfig | None = _DEFAULT_DRAFT
+    draft: DraftConfig | None = _DEFAULT_DRAFT
     sampling: SamplingParams = field(default_factory=SamplingParams)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     ray: RayConfig = field(default_factory=RayConfig)
@@ -223,21 +276,25 @@ class Config:
                 changes[name] = _replaced(getattr(self, name), name, value, where)
         return replace(self, **changes)
 
-    def _changed_draft(self, given: Mapping[str, Any], where: str) -> ModelConfig | None:
-        draft = _replaced(self.draft or _DEFAULT_DRAFT, "draft", given, where)
-        stays_off = self.draft is None and "model" not in given
-        return None if stays_off or draft.model == NO_DRAFT else draft
+    def _changed_draft(self, given: Mapping[str, Any], where: str) -> DraftConfig | None:
+        base, model = self.draft or _DEFAULT_DRAFT, given.get("model")
+        stays_off = self.draft is None and model is None
+        off = stays_off or (model == NO_DRAFT and base.has_model)
+        if off and "drafter" not in given:
+            _replaced(replace(base, drafter="ngram"), "draft", given, where)  # what else is wrong
+            return None
+        return _replaced(base, "draft", given, where)
 
 
 _TABLES: dict[str, type[Any]] = {
     "target": ModelConfig,
-    "draft": ModelConfig,
+    "draft": DraftConfig,
     "sampling": SamplingParams,
     "pipeline": PipelineConfig,
     "ray": RayConfig,
 }
 
-_Table = TypeVar("_Table", ModelConfig, SamplingParams, PipelineConfig, RayConfig)
+_Table = TypeVar("_Table", ModelConfig, DraftConfig, SamplingParams, PipelineConfig, RayConfig)
 
 
 def _replaced(base: _Table, table: str, given: Mapping[str, Any], where: str) -> _Table:

@@ -14,6 +14,7 @@ from specpipe.messages import (
     Block,
     Close,
     Closed,
+    Computing,
     Exhausted,
     Failed,
     Finish,
@@ -83,6 +84,7 @@ class Coordinator:
             Failed: self._on_failed,
             Opened: self._on_opened,
             Block: self._on_block,
+            Computing: self._on_computing,
             Exhausted: self._on_exhausted,
             Resync: self._on_resync,
             Verdict: self._on_verdict,
@@ -154,8 +156,7 @@ class Coordinator:
             return
         if worker.up:
             self._lose(event.role)
-        worker.incarnation, worker.up, worker.gone = event.incarnation, True, None
-        worker.num_slots, worker.context_length = event.num_slots, event.context_length
+        worker.report(event)
 
     def _on_lost(self, event: Lost) -> None:
         worker = self.workers[event.role]
@@ -207,6 +208,11 @@ class Coordinator:
     def _on_exhausted(self, event: Exhausted) -> None:
         if sequence := self._drafted(event):
             sequence.exhausted_at = max(sequence.exhausted_at, event.serial)
+            sequence.hear_word(event.serial)
+
+    def _on_computing(self, event: Computing) -> None:
+        if sequence := self._drafted(event):
+            sequence.hear_word(event.serial)
 
     def _on_resync(self, event: Resync) -> None:
         if sequence := self._drafted(event):
@@ -220,6 +226,7 @@ class Coordinator:
             metrics.drafting.add(begun, ended)
         drafted = metrics.drafted
         fate = sequence.take_block(event)
+        sequence.hear_word(event.serial)
         new_tokens = metrics.drafted - drafted
         if new_tokens:  # the promise was kept; the next token has its own time
             sequence.timer = None
@@ -253,9 +260,9 @@ class Coordinator:
         decided = [*(d.token for d in block[: event.accepted]), event.token]
         tokens, reason = sequence.stop.cut(decided, self._left(sequence))
         judged = block[: len(tokens)] if reason else block  # nothing counts after the end
-        metrics.sent -= len(block) - len(judged)
         metrics.blocks.append([d.token for d in judged])
-        metrics.note_accepted([d.begun for d in judged[: event.accepted]])
+        for i, guess in enumerate(judged):
+            metrics.note_judged(guess.source, guess.begun, accepted=i < event.accepted)
         metrics.verifying.add(event.begun, event.ended)
         self._observation.verdict(sequence, event.accepted, self._now)
         sequence.target_length = len(sequence.committed) + event.accepted
@@ -303,13 +310,24 @@ class Coordinator:
         if behind > self._prefill_chunk:
             self._send("target", sequence.prefill(self._next_id(), self._prefill_chunk))
             return
-        situation = sequence.situation(self._left(sequence) - 1, self._now)
+        situation = sequence.situation(
+            self._left(sequence) - 1,
+            self._now,
+            free_guesses=self.workers["draft"].guesses_freely,
+        )
+        if situation.may_wait and not situation.confidences and self._owes_word(sequence):
+            self._wait(sequence)
+            return
         count, ahead = self._policy.decide(situation)
         sequence.pause_at = None if ahead is None else sequence.chain_length + ahead
         if count is not None:
             sequence.sent_at, sequence.sent_alone = self._now, self._rests(sequence)
             self._send("target", sequence.verify(self._next_id(), count))
             return
+        self._wait(sequence)
+
+    def _wait(self, sequence: SequenceState) -> None:
+        """Let the target idle until the draft says something, but not for ever."""
         sequence.handover = False
         if sequence.timer is None:
             sequence.timer = self._next_id()
@@ -318,13 +336,19 @@ class Coordinator:
             )
 
     def _rests(self, sequence: SequenceState) -> bool:
-        """Whether the draft has nothing to do before the next commit."""
-        return not sequence.followed or self._limit(sequence) <= sequence.chain_length
+        """Whether no model works for this sequence beside the target, up to the next commit."""
+        if not (sequence.followed and self.workers["draft"].computes):
+            return True
+        return self._limits(sequence)[1] <= sequence.chain_length
+
+    def _owes_word(self, sequence: SequenceState) -> bool:
+        """Whether a word of the draft is due that takes next to no time."""
+        return sequence.word_due is not None and self.workers["draft"].guesses_freely
 
     def _inform_draft(self, sequence: SequenceState) -> None:
         """Send the draft what was committed, and how far it may go on."""
         rested = not sequence.drafting
-        commit = sequence.news(self._limit(sequence))
+        commit = sequence.news(self._limits(sequence))
         if commit is not None:
             if rested and not commit.tokens:
                 sequence.pace.restart(self._now, resting=True, fresh=False)
@@ -332,7 +356,7 @@ class Coordinator:
 
     def _open(self, sequence: SequenceState) -> None:
         self.workers["draft"].held.add(sequence.request)
-        self._send("draft", sequence.open(self._limit(sequence)))
+        self._send("draft", sequence.open(self._limits(sequence)))
 
     def _finish(self, sequence: SequenceState, reason: FinishReason, cause: str = "") -> None:
         del self.sequences[sequence.request]
@@ -348,18 +372,8 @@ class Coordinator:
     def _left(self, sequence: SequenceState) -> int:
         return sequence.left(self.workers["target"].context_length)
 
-    def _limit(self, sequence: SequenceState) -> int:
-        """How long the draft's chain may get.
-
-        The last token of a request needs no guess: the target always adds one of its own. A draft
-        that is being opened is not paused, since only its first guess says that it can be used.
-        """
-        whole = sequence.prompt_length + sequence.max_tokens
-        whole = min(whole, self.workers["target"].context_length)
-        limit = min(whole - 1, len(sequence.committed) + self._lookahead)
-        if sequence.pause_at is None or sequence.draft is DraftState.OPENING:
-            return limit
-        return min(limit, sequence.pause_at)
+    def _limits(self, sequence: SequenceState) -> tuple[int, int]:
+        return sequence.chain_limits(self.workers["target"].context_length, self._lookahead)
 
     def _send(self, role: Role, message: ToDraft | ToTarget) -> None:
         self._commands.append(Send(role, self.workers[role].incarnation, message))
@@ -369,14 +383,18 @@ class Coordinator:
         return self._last_id
 
     def _current(
-        self, role: Role, event: Opened | Exhausted | Resync | Block | Verdict | Progress | Failed
+        self,
+        role: Role,
+        event: Opened | Computing | Exhausted | Resync | Block | Verdict | Progress | Failed,
     ) -> SequenceState | None:
         """The sequence that a message is about, if its sender is the worker of today."""
         if event.incarnation != self.workers[role].incarnation or not self.workers[role].up:
             return None
         return self.sequences.get(event.request)
 
-    def _drafted(self, event: Opened | Exhausted | Resync | Block) -> SequenceState | None:
+    def _drafted(
+        self, event: Opened | Computing | Exhausted | Resync | Block
+    ) -> SequenceState | None:
         """The sequence that a message of today's draft is about."""
         sequence = self._current("draft", event)
         return sequence if sequence and sequence.followed else None

@@ -4,9 +4,9 @@ All times are the coordinator's own: from sending something to the answer's arri
 whatever lies between, be it the channel, other sequences, or a shared memory.
 """
 
-from bisect import bisect_right
 from collections.abc import Sequence
 
+from specpipe.calibration import Average, Calibration
 from specpipe.policy import Judged, Verified
 
 _SHRINKAGE = 2.0  # how many observations the line through all blocks is worth against each size's
@@ -15,68 +15,43 @@ _LEAST_S = 1e-9  # what came at one and the same moment was late before
 _OUTLIER = 4.0  # a step this many times longer than usual was held up by something else
 
 
-class Average:
-    """A mean that forgets: each new value counts 1, the older ones `keep`, keep², ..."""
-
-    __slots__ = ("_keep", "value", "weight")
-
-    def __init__(self, keep: float, value: float = 0.0, weight: float = 0.0) -> None:
-        self._keep, self.value, self.weight = keep, value, weight
-
-    def add(self, value: float) -> None:
-        """Take one more."""
-        self.weight = self.weight * self._keep + 1.0
-        self.value += (value - self.value) / self.weight
-
-
 class Chances:
     """How often guesses are right, those before them being right.
 
-    By the draft's confidence, in buckets, or by the position since the draft last began anew. Each
-    bucket is drawn to the mean of all, the more, the fewer guesses it has seen.
+    By their confidence, or by the position since the draft last began anew.
     """
 
-    _EDGES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999)
     _POSITIONS = 16
-    _KEEP = 0.999
-    _PRIOR = 4.0
 
     def __init__(self) -> None:
-        self._all = Average(self._KEEP, 0.5, 2.0)
-        self._by_confidence = [Average(self._KEEP) for _ in range(len(self._EDGES) + 1)]
-        self._by_position = [Average(self._KEEP) for _ in range(self._POSITIONS)]
+        self._by_confidence = Calibration()
+        self._by_position = [Average(Calibration.KEEP) for _ in range(self._POSITIONS)]
 
     def note(self, guesses: Sequence[Judged]) -> None:
         """Learn what became of some guesses."""
         for _, _, offset, confidence, right, _, _ in guesses:
             if right is not None:
-                value = 1.0 if right else 0.0
-                self._all.add(value)
-                self._by_confidence[bisect_right(self._EDGES, confidence)].add(value)
-                self._by_position[min(offset, self._POSITIONS - 1)].add(value)
+                self._by_confidence.note(confidence, right)
+                self._by_position[min(offset, self._POSITIONS - 1)].add(float(right))
 
     def doubt(self) -> None:
         """Let what was learned count for little beside what comes."""
-        for average in (self._all, *self._by_confidence, *self._by_position):
-            average.weight = min(average.weight, self._PRIOR)
+        self._by_confidence.doubt()
+        for average in self._by_position:
+            average.weight = min(average.weight, Calibration.PRIOR)
 
     @property
     def mean(self) -> float:
         """Of a guess of which nothing is known yet."""
-        return min(max(self._all.value, 0.01), 0.99)
+        return self._by_confidence.mean
 
     def of_confidence(self, confidence: float) -> float:
         """Of a guess of which the draft thinks so."""
-        return self._drawn(self._by_confidence[bisect_right(self._EDGES, confidence)])
+        return self._by_confidence.chance(confidence)
 
     def of_position(self, offset: int) -> float:
         """Of the guess that so many came before since the draft last began anew."""
-        return self._drawn(self._by_position[min(offset, self._POSITIONS - 1)])
-
-    def _drawn(self, bucket: Average) -> float:
-        weight = bucket.weight
-        value = (bucket.value * weight + self._all.value * self._PRIOR) / (weight + self._PRIOR)
-        return min(max(value, 0.001), 0.999)
+        return self._by_confidence.drawn(self._by_position[min(offset, self._POSITIONS - 1)])
 
 
 class Duration:
@@ -98,6 +73,23 @@ class Duration:
             seconds = min(seconds, _OUTLIER * mean.value)
             self.spread.add((seconds / mean.value - 1) ** 2)
         mean.add(seconds)
+
+
+class Rate:
+    """Tokens per second, of a kind of pass."""
+
+    def __init__(self, keep: float) -> None:
+        self._tokens, self._seconds = Average(keep), Average(keep)
+
+    def add(self, tokens: int, seconds: float) -> None:
+        """Take one more pass."""
+        self._tokens.add(tokens)
+        self._seconds.add(max(seconds, _LEAST_S))
+
+    @property
+    def value(self) -> float | None:
+        """Tokens per second; None if there was no pass yet."""
+        return self._tokens.value / self._seconds.value if self._seconds.weight else None
 
 
 class PassTimes:
@@ -156,14 +148,15 @@ class Costs:
 
     Attributes:
         step: seconds from one drafted token to the next.
-        alone: seconds of a plain pass of the target while the draft rests.
         passes, chances: see there.
+        alone: passes of the target while no model works beside it.
+        alone_rate: what it then writes.
     """
 
     def __init__(self) -> None:
         self.step = Duration(0.99)
-        self.alone = Average(0.95)
-        self.passes = PassTimes()
+        self.passes, self.alone = PassTimes(), PassTimes()
+        self.alone_rate = Rate(0.97)
         self.chances = Chances()
         self._lag = Average(0.98)
         self._overrun = Average(0.98)
@@ -183,9 +176,10 @@ class Costs:
 
     def note_pass(self, verification: Verified) -> None:
         """A verdict came."""
-        if verification.alone and verification.guesses == 0:
-            self.alone.add(verification.seconds)
-        else:
+        if verification.alone:
+            self.alone.note(verification.guesses, verification.seconds)
+            self.alone_rate.add(verification.accepted + 1, verification.seconds)
+        if verification.guesses or not verification.alone:
             self.passes.note(verification.guesses, verification.seconds)
 
     @property

@@ -96,6 +96,7 @@ def place(
     *,
     gpus: int,
     cores: Sequence[int] | None = None,
+    draft_computes: bool = True,
 ) -> Placement:
     """Choose a device for each model; what is explicit is kept, "auto" gets what is left.
 
@@ -104,6 +105,8 @@ def place(
         target_spec: the same.
         gpus: how many GPUs there are.
         cores: those that may be used; None asks the system for this process's own.
+        draft_computes: False if the draft has no model: then it needs no device of its own, and
+            "auto" puts it onto the target's cores, which idle at just the moments that count.
 
     Raises:
         UserError: for a malformed spec, a core or GPU that isn't there, or a core given to both.
@@ -113,6 +116,9 @@ def place(
     if draft_spec is None:
         return Placement(None, target if target != _AUTO else _left_over(None, usable, gpus))
     draft = _existing("draft", draft_spec, usable, gpus)
+    if not draft_computes:
+        target = target if target != _AUTO else _left_over(None, usable, gpus)
+        return Placement(draft if draft.cores else Device("cpu", target.cores), target)
     if draft == _AUTO and target == _AUTO:
         return _place_both(usable, gpus)
     if draft == _AUTO:

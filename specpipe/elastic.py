@@ -18,7 +18,7 @@ is tried again now and then, ever more rarely while it keeps failing.
 import math
 from collections.abc import Sequence
 
-from specpipe.costs import Average, Costs
+from specpipe.costs import Costs
 from specpipe.policy import Decision, Judged, Situation, Verified
 from specpipe.semi_markov import TIE, Plan, Problem, solve
 
@@ -123,7 +123,7 @@ class Elastic:
             return
         if self._rule is None or _has_moved(self._rule.plan.problem, problem):
             self._rule = _Rule(solve(problem))
-        if self._resting.consider(self._rule.plan, self.costs.alone):
+        if self._resting.consider(self._rule.plan, self.costs.alone_rate.value):
             self.costs.chances.doubt()  # what the draft is like may have changed meanwhile
 
     def _problem(self) -> Problem | None:
@@ -148,12 +148,35 @@ class Elastic:
     def decide(self, situation: Situation) -> Decision:
         """See Policy."""
         waiting = min(len(situation.confidences), situation.largest_block)
-        if self._resting.now:
-            return Decision(0, 0)
-        if self._rule is None:  # nothing measured yet: don't wait
-            return Decision(waiting)
         chances = self._chances(situation, waiting)
+        self._resting.has_free_guesses |= situation.free_guesses
+        if self._resting.now:
+            return Decision(self._free_block(chances), 0)
+        if self._rule is None:  # no step of a model measured yet: don't wait
+            return Decision(self._free_block(chances))
         return self._best(self._rule, situation, chances)
+
+    def _free_block(self, chances: list[float]) -> int:
+        """How many waiting tokens to send where all guesses are free and made at once.
+
+        What a row costs is time in which the target would write at its usual rate: each token is
+        sent whose chance to be reached and right is worth it. The rate is the one that this rule
+        reaches itself, so both settle where the rate is largest (Dinkelbach, 1967).
+        """
+        costs = self.costs
+        passes = costs.alone if costs.alone.seen else costs.passes
+        if not passes.seen:
+            return len(chances)
+        times, rate = passes.table(len(chances)), costs.alone_rate.value
+        rate = rate or 1 / times[0]
+        best = worth = 0.0
+        count, product = 0, 1.0
+        for m, chance in enumerate(chances, 1):
+            product *= chance
+            worth += product - rate * (times[m] - times[m - 1])
+            if worth > best:
+                best, count = worth, m
+        return count
 
     def _chances(self, situation: Situation, waiting: int) -> list[float]:
         chances = self.costs.chances
@@ -237,14 +260,17 @@ class _Resting:
 
     Attributes:
         now: it does.
+        has_free_guesses: whether there are guesses all the same, by looking up.
     """
 
-    _TRIAL, _PROBE = 24, 4  # passes of a trial of the draft, and of the target alone
+    _TRIAL = 24  # passes of a trial of the draft
+    _PROBE, _FREE_PROBE = 4, 16  # of the target alone, and with guesses that are free
     _FIRST, _LONGEST = 64, 1024
     _MOST_CONTENTION = 1.6  # by how much a working draft can be thought to slow the target
+    _MOST_FREE = 2.0  # how many tokens a pass free guesses can be thought to bring
 
     def __init__(self) -> None:
-        self.now = False
+        self.now = self.has_free_guesses = False
         self._probing = self._trying = False
         self._left = self._until_probe = self._rest = self._FIRST
 
@@ -257,9 +283,9 @@ class _Resting:
         """Whether a trial, a probe or a rest is over."""
         return self._left <= 0
 
-    def consider(self, plan: Plan, alone: Average) -> bool:
+    def consider(self, plan: Plan, alone_rate: float | None) -> bool:
         """Change sides, if that is better or must be found out; whether a trial begins."""
-        pays = not alone.weight or plan.rate * alone.value >= 1.0
+        pays = alone_rate is None or plan.rate >= alone_rate
         if self.now:
             if self.due:
                 self.now, self._trying = False, not self._probing
@@ -270,7 +296,9 @@ class _Resting:
             self._rest = min(2 * self._rest, self._LONGEST)
         elif self.due:
             self._rest, self._trying, self._left = self._FIRST, False, self._until_probe
-            if plan.rate * plan.problem.passes[0] < self._MOST_CONTENTION:
-                self.now, self._probing, self._left = True, True, self._PROBE
+            bound = self._MOST_CONTENTION * (self._MOST_FREE if self.has_free_guesses else 1)
+            if plan.rate * plan.problem.passes[0] < bound:
+                self.now = self._probing = True
+                self._left = self._FREE_PROBE if self.has_free_guesses else self._PROBE
                 self._until_probe = min(2 * self._until_probe, self._LONGEST)
         return False

@@ -41,6 +41,9 @@ class Law(NamedTuple):
         return law
 
 
+_LEAST_WEIGHT = 1e-290  # the likeliest token weighs 1
+
+
 def adjusted(logits: Logits, sampling: Sampling, tokens: Sequence[int], position: int) -> Logits:
     """Logits after bias and penalties: the same array if there are none.
 
@@ -96,7 +99,12 @@ def filtered(logits: Logits, sampling: Sampling) -> Law:
 
 
 def likeliest(law: Law, count: int) -> Law:
-    """The `count` likeliest tokens of a law alone; of equals the lowest ids."""
+    """The `count` likeliest tokens of a law alone; of equals the lowest ids.
+
+    Tokens without any chance, or with one that float64 can hardly hold, are none of them.
+    """
+    if law.weights.min() < _LEAST_WEIGHT:
+        law = law.keep(law.weights >= _LEAST_WEIGHT)
     if len(law.weights) <= count:
         return law
     least = np.partition(law.weights, -count)[-count]

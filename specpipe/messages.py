@@ -7,7 +7,7 @@ monotonic clock, which processes of one host share.
 from dataclasses import dataclass
 from typing import Literal
 
-from specpipe.metrics import RequestMetrics
+from specpipe.metrics import RequestMetrics, Source
 from specpipe.sampling import GuessLaw, Sampling, TokenLogprobs
 from specpipe.stopping import FinishReason
 
@@ -15,7 +15,7 @@ MAX_TEXT = 4096
 """Most characters of a text in a message."""
 
 Role = Literal["draft", "target"]
-ExhaustedReason = Literal["limit", "context", "stop"]
+ExhaustedReason = Literal["limit", "context", "stop", "nothing"]
 
 
 # -- coordinator to draft
@@ -26,7 +26,8 @@ class Open:
     """Begin, or begin again, to draft for a request.
 
     `tokens` are all committed, in-flight and waiting tokens, the first `committed_length` of them
-    committed. The draft extends them up to `limit`, a length. Sets the draft's serial to `serial`.
+    committed. The draft extends them up to `limit`, a length; its model rests from the length
+    `rest_at` on, and only guesses that cost nothing follow. Sets the draft's serial to `serial`.
     """
 
     request: int
@@ -34,12 +35,16 @@ class Open:
     tokens: tuple[int, ...]
     committed_length: int
     limit: int
+    rest_at: int
     sampling: Sampling
 
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """All tokens that became final with the serials first to last, from position `start` on."""
+    """All tokens that became final with the serials first to last, from position `start` on.
+
+    `limit` and `rest_at` are as in Open.
+    """
 
     request: int
     first_serial: int
@@ -47,6 +52,7 @@ class Commit:
     start: int
     tokens: tuple[int, ...]
     limit: int
+    rest_at: int
 
 
 # -- coordinator to target
@@ -92,7 +98,8 @@ class Shutdown:
 class Ready:
     """A worker's first message: its model is loaded.
 
-    `cores` are the CPU cores that all of its threads were read back to run on.
+    `cores` are the CPU cores that all of its threads were read back to run on. `sources`: where a
+    draft's guesses come from.
     """
 
     role: Role
@@ -102,6 +109,7 @@ class Ready:
     vocab_size: int
     device: str
     cores: tuple[int, ...]
+    sources: tuple[Source, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +146,10 @@ class Opened:
 class Block:
     """Drafted tokens at the positions from `start` on, made after seeing `serial`.
 
-    `confidences` are what a dispatch rule may know of the tokens (see Guess), `laws` what they were
-    drawn from, or empty where the acceptance rule doesn't ask. `begun` and `ended` say when the
-    draft computed since its last block; the last len(tokens) stretches made these tokens.
+    `confidences` are what a dispatch rule may know of the tokens (see Guess), `sources` where each
+    comes from, `laws` what they were drawn from, or empty where the acceptance rule doesn't ask.
+    `begun` and `ended` say when the draft worked since its last block; the last len(tokens)
+    stretches made these tokens.
     """
 
     request: int
@@ -149,9 +158,19 @@ class Block:
     start: int
     tokens: tuple[int, ...]
     confidences: tuple[float, ...]
+    sources: tuple[Source, ...]
     begun: tuple[float, ...]
     ended: tuple[float, ...]
     laws: tuple[GuessLaw, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Computing:
+    """The draft began anew, and no guess is to be had without the model: that is at work now."""
+
+    request: int
+    incarnation: int
+    serial: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +308,9 @@ class Finish:
 
 ToDraft = Open | Commit | Close | Shutdown
 ToTarget = Extend | Close | Shutdown
-FromWorker = Ready | Closed | Failed | Opened | Block | Exhausted | Resync | Verdict | Progress
+FromWorker = (
+    Ready | Closed | Failed | Opened | Block | Computing | Exhausted | Resync | Verdict | Progress
+)
 ToHub = Vocabulary | Submit | Abort | Attach | Lost | Gone | Shutdown
 FromHub = Tokens | Finish | Ready
 Message = ToDraft | ToTarget | FromWorker | ToHub | FromHub

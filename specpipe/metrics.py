@@ -4,8 +4,13 @@ Rates are None where they have no meaning: without a draft, or before anything w
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+Source = Literal["model", "ngram", "past"]
+"""Where a guess comes from: the draft model, the sequence itself, or past outputs."""
+
+SOURCES: tuple[Source, ...] = get_args(Source)
 
 
 @dataclass(slots=True)
@@ -48,6 +53,20 @@ class Spans:
 
 
 @dataclass(slots=True)
+class SourceCounts:
+    """The guesses of one source: how many arrived, went into blocks, and stood."""
+
+    drafted: int = 0
+    sent: int = 0
+    accepted: int = 0
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Accepted tokens by tokens sent in blocks."""
+        return self.accepted / self.sent if self.sent else None
+
+
+@dataclass(slots=True)
 class RequestMetrics:
     """Counts and times of one request, kept by the coordinator.
 
@@ -55,11 +74,9 @@ class RequestMetrics:
         submitted, first_token, finished: moments on the coordinator's clock; seconds.
         prompt_tokens, completion_tokens: token counts.
         target_forwards: forward passes that gave a verdict, empty blocks included.
-        drafted: tokens that arrived from the draft and continued the chain.
-        sent: drafted tokens that went into blocks.
+        model, ngram, past: the guesses of each source.
         blocks: the tokens of each judged block, as far as they are counted, in order.
-        accepted: of those, the ones that stand in the output.
-        useful: of those, the ones whose draft step began while a verification ran: ordinary
+        useful: accepted tokens whose draft step began while a verification ran: ordinary
             speculative decoding would have waited for the verdict first.
         rollbacks: commits that contradicted what was drafted.
         stale_blocks: blocks dropped because they continued an abandoned chain.
@@ -75,9 +92,9 @@ class RequestMetrics:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     target_forwards: int = 0
-    drafted: int = 0
-    sent: int = 0
-    accepted: int = 0
+    model: SourceCounts = field(default_factory=SourceCounts)
+    ngram: SourceCounts = field(default_factory=SourceCounts)
+    past: SourceCounts = field(default_factory=SourceCounts)
     useful: int = 0
     rollbacks: int = 0
     stale_blocks: int = 0
@@ -88,10 +105,32 @@ class RequestMetrics:
     verifying: Spans = field(default_factory=Spans)
     drafting: Spans = field(default_factory=Spans)
 
-    def note_accepted(self, begun: Sequence[float]) -> None:
-        """Count accepted tokens, given the moments at which drafting each began."""
-        self.accepted += len(begun)
-        self.useful += sum(self.verifying.covers(moment) for moment in begun)
+    def note_judged(self, source: Source, begun: float, *, accepted: bool) -> None:
+        """Count a token of a block, given the moment at which drafting it began."""
+        counts = self.of_source(source)
+        counts.sent += 1
+        counts.accepted += accepted
+        self.useful += accepted and self.verifying.covers(begun)
+
+    def of_source(self, source: Source) -> SourceCounts:
+        """The counts of one source."""
+        counts: SourceCounts = getattr(self, source)
+        return counts
+
+    @property
+    def drafted(self) -> int:
+        """Tokens that arrived from the draft and continued the chain."""
+        return sum(self.of_source(source).drafted for source in SOURCES)
+
+    @property
+    def sent(self) -> int:
+        """Drafted tokens that were judged in blocks."""
+        return sum(self.of_source(source).sent for source in SOURCES)
+
+    @property
+    def accepted(self) -> int:
+        """Drafted tokens that stand in the output."""
+        return sum(self.of_source(source).accepted for source in SOURCES)
 
     @property
     def wasted(self) -> int:

@@ -24,7 +24,7 @@ class Observation:
             pace.note_stretches(block.begun, block.ended)
         if not new_tokens:
             return
-        if pace.known:
+        if pace.known and "model" in block.sources:  # a look-up says nothing of a step's length
             seconds = now - pace.since
             for observer in self._observers:
                 if pace.cut_age is None:

@@ -26,7 +26,7 @@ class ModelPair:
     """What the front end knows of the models.
 
     Attributes:
-        target, draft: files; no draft: the target works alone.
+        target, draft: files; no draft: there is no model that guesses.
         tokenizer: the target's; the draft's agrees with it.
         context_length: most tokens of a prompt and its completion together.
         draft_context_length: the same for the draft, which may stop guessing earlier.
@@ -54,8 +54,8 @@ class ModelPair:
             raise UserError(
                 f"context_length is {context}: {target.name} was made for at most {own_context}"
             )
-        if config.draft is None:
-            return cls(target, None, tokenizer, context, 0)
+        if config.draft is None or not config.draft.has_model:
+            return cls(target, None, tokenizer, context, context)
         draft = resolve(config.draft.model, directory)
         draft_tokenizer, draft_context = _read(draft, config.draft)
         check_pair(tokenizer, draft_tokenizer)

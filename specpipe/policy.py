@@ -27,6 +27,7 @@ class Situation:
         values_hidden: the confidences belong to tokens whose fate must not depend on them, as under
             the rejection rule, where a token that is left out because of its own value makes the
             output lossy. A policy then decides from counts and clocks.
+        free_guesses: whether guesses may come although the draft's model rests, by looking up.
     """
 
     confidences: Sequence[float]
@@ -38,6 +39,7 @@ class Situation:
     step_age: float = 0.0
     cut_age: float | None = None
     values_hidden: bool = False
+    free_guesses: bool = False
 
 
 class Decision(NamedTuple):
@@ -45,8 +47,9 @@ class Decision(NamedTuple):
 
     Attributes:
         send: how many waiting tokens to send (0 decodes one token), or None to wait for more.
-        ahead: how many tokens the draft may add to the chain before the next decision or commit;
-            then it pauses. None lets it run as far as the lookahead allows.
+        ahead: how many tokens the draft's model may add to the chain before the next decision or
+            commit; then it pauses, and only guesses follow that are looked up. None lets it run as
+            far as the lookahead allows.
     """
 
     send: int | None

@@ -11,20 +11,21 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from specpipe.messages import Block, Commit, Extend, Open
-from specpipe.metrics import RequestMetrics
+from specpipe.metrics import RequestMetrics, Source
 from specpipe.policy import Judged, Situation
 from specpipe.sampling import GuessLaw, Sampling
 from specpipe.stopping import StopRule
 
 
 class Drafted(NamedTuple):
-    """A guess: the token, the draft's confidence, when its draft step ran, and its law.
+    """A guess: the token, the draft's confidence, its source, when that worked, and its law.
 
     `offset`: how many guesses came before it since the draft last began anew.
     """
 
     token: int
     confidence: float
+    source: Source
     begun: float
     ended: float
     offset: int
@@ -99,8 +100,10 @@ class SequenceState:
         handover: whether tokens were waiting when the last verdict came, so that a block followed
             it at once.
         unsent: how many of the last committed tokens the draft has not been told of.
-        limit: how long the draft was last told that its chain may get; `pause_at`: the policy's
-            wish about that.
+        limits: how long the draft was last told that its chain may get, and from which length on
+            its model rests; `pause_at`: the policy's wish about the latter.
+        word_due: the serial at which the draft had to begin anew, if it has not said yet what it
+            is about; a draft that can guess at no cost does so in a fraction of a millisecond.
         run: how many guesses were taken since the draft last began anew.
         sent_at: when the extend was sent; `sent_alone`: whether the draft was made to rest then.
     """
@@ -125,7 +128,8 @@ class SequenceState:
     must_send: bool = False
     handover: bool = False
     unsent: int = 0
-    limit: int = 0
+    limits: tuple[int, int] = (0, 0)
+    word_due: int | None = None
     pause_at: int | None = None
     pace: Pace = field(default_factory=Pace)
     run: int = 0
@@ -147,6 +151,18 @@ class SequenceState:
         written = len(self.committed) - self.prompt_length
         return min(self.max_tokens - written, context_length - len(self.committed))
 
+    def chain_limits(self, context_length: int, lookahead: int) -> tuple[int, int]:
+        """How long the draft's chain may get, and from which length on its model rests.
+
+        The last token of a request needs no guess: the target always adds one of its own. A draft
+        that is being opened is not paused, since only its first guess says that it can be used.
+        """
+        whole = min(self.prompt_length + self.max_tokens, context_length)
+        limit = min(whole - 1, len(self.committed) + lookahead)
+        if self.pause_at is None or self.draft is DraftState.OPENING:
+            return limit, limit
+        return limit, min(limit, self.pause_at)
+
     @property
     def drafting(self) -> bool:
         """Whether the draft is at work, so that another token will come without our doing."""
@@ -157,7 +173,7 @@ class SequenceState:
         """Whether a draft follows this sequence's commits."""
         return self.draft is DraftState.OPEN or self.draft is DraftState.OPENING
 
-    def situation(self, largest_block: int, now: float) -> Situation:
+    def situation(self, largest_block: int, now: float, *, free_guesses: bool) -> Situation:
         """What a policy may know, when the target is idle."""
         waiting, pace = self.waiting, self.pace
         return Situation(
@@ -169,8 +185,23 @@ class SequenceState:
             waiting[0].offset if waiting else self.run,
             now - pace.since if self.drafting else 0.0,
             pace.cut_age,
-            self.sampling.rejects,
+            self.values_hidden,
+            free_guesses,
         )
+
+    @property
+    def values_hidden(self) -> bool:
+        """Whether the fate of waiting tokens must not depend on their values: some were drawn.
+
+        A guess that was looked up follows from committed tokens, unless a drawn one precedes it.
+        """
+        drawn = any(d.law is not None and len(d.law.ids) > 1 for d in self.waiting)
+        return self.sampling.rejects and drawn
+
+    def hear_word(self, serial: int) -> None:
+        """The draft, which had seen this serial, said what it is about."""
+        if self.word_due is not None and serial >= self.word_due:
+            self.word_due = None
 
     def take_block(self, block: Block) -> BlockFate:
         """Append the part of a block that is new, after comparing the part that is not."""
@@ -193,9 +224,10 @@ class SequenceState:
                 begun, ended = block.begun[earlier + i], block.ended[earlier + i]
                 law = block.laws[i] if block.laws else None
                 confidence = block.confidences[i]
-                self.waiting.append(Drafted(token, confidence, begun, ended, self.run, law))
+                source = block.sources[i]
+                self.waiting.append(Drafted(token, confidence, source, begun, ended, self.run, law))
                 self.run += 1
-                self.metrics.drafted += 1
+                self.metrics.of_source(source).drafted += 1
         return BlockFate.TAKEN
 
     def commit(self, tokens: Sequence[int], now: float) -> list[Judged]:
@@ -215,7 +247,7 @@ class SequenceState:
             self.fence = self.serial
             self.metrics.rollbacks += 1
         if same < len(tokens):
-            self.run = 0
+            self.run, self.word_due = 0, self.serial
             self.pace.restart(now, resting=resting, fresh=True)
         elif resting:
             self.pace.restart(now, resting=True, fresh=False)
@@ -233,33 +265,31 @@ class SequenceState:
         pending = self.in_flight + self.waiting
         return [self._judged(start + i, guess, None) for i, guess in enumerate(pending)]
 
-    def news(self, limit: int) -> Commit | None:
-        """What the draft that follows has to be told: new tokens, another limit, or nothing."""
+    def news(self, limits: tuple[int, int]) -> Commit | None:
+        """What the draft that follows has to be told: new tokens, other limits, or nothing."""
         count, self.unsent = self.unsent, 0
         if not count:
-            if limit == self.limit:
+            if limits == self.limits:
                 return None
             self.serial += 1
-        self.limit = limit
+        self.limits = limits
         start = len(self.committed) - count
-        return Commit(
-            self.request, self.serial, self.serial, start, tuple(self.committed[start:]), limit
-        )
+        tokens = tuple(self.committed[start:])
+        return Commit(self.request, self.serial, self.serial, start, tokens, *limits)
 
-    def open(self, limit: int) -> Open:
+    def open(self, limits: tuple[int, int]) -> Open:
         """Hand the whole chain to the draft; all blocks made before are stale from here on."""
         self.draft, self.exhausted_at = DraftState.OPENING, -1
         self.serial += 1
         self.fence = self.serial
-        self.unsent, self.limit, self.run = 0, limit, 0
-        self.pace.known = False
+        self.unsent, self.limits, self.run = 0, limits, 0
+        self.pace.known, self.word_due = False, self.serial
         tokens, committed = tuple(self.chain()), len(self.committed)
-        return Open(self.request, self.serial, tokens, committed, limit, self.sampling)
+        return Open(self.request, self.serial, tokens, committed, *limits, self.sampling)
 
     def verify(self, extend_id: int, count: int) -> Extend:
         """Send the first `count` waiting tokens, after whatever the target's cache still lacks."""
         self.in_flight, self.waiting = self.waiting[:count], self.waiting[count:]
-        self.metrics.sent += count
         self.timer, self.must_send = None, False
         tokens = self.committed[self.target_length :] + [d.token for d in self.in_flight]
         return self._extend(extend_id, tokens)
@@ -273,7 +303,6 @@ class SequenceState:
     def lose_target(self) -> None:
         """The target's cache is gone; what it was judging waits again."""
         self.waiting = self.in_flight + self.waiting
-        self.metrics.sent -= len(self.in_flight)
         self.in_flight, self.extend = [], None
         self.target_length = 0
         self.timer, self.handover = None, False

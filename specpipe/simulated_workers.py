@@ -178,10 +178,10 @@ class DraftModel:
             end = message.start + len(message.tokens)
             if end > self._length or end > self._wrong_at:
                 self._length, self._wrong_at = end, _INFINITE
-            self._serial, self._limit, self._known = message.last_serial, message.limit, end
+            self._serial, self._limit, self._known = message.last_serial, message.rest_at, end
         elif isinstance(message, Open):
             self._length = self._known = len(message.tokens)
-            self._serial, self._limit = message.serial, message.limit
+            self._serial, self._limit = message.serial, message.rest_at
             self._wrong_at, self._opened = _INFINITE, False
         elif isinstance(message, Close):
             self._length = self._limit = 0
@@ -210,7 +210,9 @@ class DraftModel:
         begun, ended = zip(*self._stretches, strict=True)
         self._stretches = []
         confidence = self._fates.confidence(position)
-        self._world.tell(Block(0, 1, self._serial, position, (token,), (confidence,), begun, ended))
+        self._world.tell(
+            Block(0, 1, self._serial, position, (token,), (confidence,), ("model",), begun, ended)
+        )
         self._go_on()
 
 

@@ -142,7 +142,7 @@ class Simulation:
         """Play until all tokens are committed."""
         tell, context = self.tell, self._tokens + 2
         tell(Ready("target", 1, 1, context, 3, "virtual", ()))
-        tell(Ready("draft", 1, 1, context + 1, 3, "virtual", ()))
+        tell(Ready("draft", 1, 1, context + 1, 3, "virtual", (), ("model",)))
         tell(Submit(0, (RIGHT,), self._tokens, Sampling(0.0, 0, 0, ())))
         events, mail = self._events, self._mail
         while self._finish is None:

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from specpipe.messages import Ready
+from specpipe.metrics import Source
+
 
 @dataclass(slots=True)
 class WorkerState:
@@ -11,7 +14,7 @@ class WorkerState:
         incarnation: of the latest one heard of; 0 before the first.
         up: whether it can be given work.
         gone: why it will not come back, once that is certain.
-        num_slots, context_length: as it reported.
+        num_slots, context_length, sources: as it reported.
         held: the requests that have a slot there.
     """
 
@@ -20,7 +23,24 @@ class WorkerState:
     gone: str | None = None
     num_slots: int = 0
     context_length: int = 0
+    sources: tuple[Source, ...] = ()
     held: set[int] = field(default_factory=set)
+
+    def report(self, ready: Ready) -> None:
+        """A new incarnation is ready for work."""
+        self.incarnation, self.up, self.gone = ready.incarnation, True, None
+        self.num_slots, self.context_length = ready.num_slots, ready.context_length
+        self.sources = ready.sources
+
+    @property
+    def computes(self) -> bool:
+        """Whether a draft has a model."""
+        return "model" in self.sources
+
+    @property
+    def guesses_freely(self) -> bool:
+        """Whether some of a draft's guesses cost it no pass of a model."""
+        return bool({"ngram", "past"} & set(self.sources))
 
     @property
     def free(self) -> int:

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from specpipe.drafting.drafter import Sources
 from specpipe.messages import Block, Commit, Extend, FromWorker, Message, Ready, Role
+from specpipe.metrics import Source
 from specpipe.workers.draft import Draft
 from specpipe.workers.target import Target
 from tests import promises
@@ -33,7 +35,10 @@ class Actor:
     def _ready(self) -> Ready:
         model = self.model
         shape = (model.num_slots, model.context_length, model.vocab_size)
-        return Ready(self.role, self.incarnation, *shape, "cpu:0", (0,))
+        return Ready(self.role, self.incarnation, *shape, "cpu:0", (0,), self._source_names())
+
+    def _source_names(self) -> tuple[Source, ...]:
+        return ()
 
     @property
     def hangs(self) -> bool:
@@ -72,7 +77,20 @@ class DraftActor(Actor):
     def __init__(self, world: "World", incarnation: int, model: ToyModel) -> None:
         super().__init__(world, incarnation, model)
         self.draft = Draft(
-            model, incarnation, prefill_chunk=world.draft_chunk, clock=lambda: world.now
+            self._sources(), incarnation, prefill_chunk=world.draft_chunk, clock=lambda: world.now
+        )
+
+    def _source_names(self) -> tuple[Source, ...]:
+        return self._sources().names
+
+    def _sources(self) -> Sources:
+        kind, model = self.world.drafter, self.model
+        return Sources(
+            None if kind == "ngram" else model,
+            lookup=kind != "model",
+            remember=0 if kind == "model" else self.world.remember,
+            context_length=model.context_length,
+            clock=lambda: self.world.now,
         )
 
     def arrive(self, message: Message) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from specpipe.channel import Channel, socket_directory, worker_address
 from specpipe.config import Config
 from specpipe.devices import pin_process
+from specpipe.drafting.drafter import Sources
 from specpipe.hub_client import HubClient
 from specpipe.messages import Attach, Finish, Ready, Role, Submit, Tokens
 from specpipe.models.store import models_dir, resolve
@@ -49,9 +50,10 @@ def serve(role: Role, core: int, weights: Path, address: str) -> None:
     torch.set_num_threads(1)
     model = load_model(weights, context_length=2048)
     channel = Channel.connect(address)
-    channel.send(Ready(role, 1, 1, model.context_length, model.vocab_size, "cpu", (core,)))
+    shape = (model.context_length, model.vocab_size)
+    channel.send(Ready(role, 1, 1, *shape, "cpu", (core,), ("model",) if role == "draft" else ()))
     if role == "draft":
-        run_draft(Draft(model, 1), channel)
+        run_draft(Draft(Sources(model), 1), channel)
     else:
         model.__class__ = Slowed
         run_target(Target(model, 1), channel)

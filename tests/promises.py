@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from specpipe.codec import decode, encode
 from specpipe.messages import Block, Extend, Finish, Tokens
 from specpipe.metrics import RequestMetrics
-from specpipe.sampler import Sampler
+from specpipe.sampler import Guess, Sampler
+from specpipe.sampling import GuessLaw
 from specpipe.sequence import DraftState, SequenceState
 from specpipe.workers.draft import Draft, _Chain
 from tests.toys import EOS, end_of
@@ -86,8 +87,7 @@ def check_draft(world: "World") -> None:
     worker, sequences = world.coordinator.workers["draft"], world.coordinator.sequences
     quiet = world.quiet(actor)
     for request, chain in actor.draft._chains.items():
-        cache = actor.model.held[chain.slot]
-        assert cache == chain.tokens[: len(cache)], "the draft's cache is not its chain"
+        _check_caches(actor, chain)
         if (sequence := sequences.get(request)) is None or not worker.up:
             continue
         known = min(chain.known, len(sequence.committed))
@@ -99,6 +99,17 @@ def check_draft(world: "World") -> None:
             assert (sequence.draft in OPENED) == (request in actor.draft._chains), "who drafts?"
 
 
+def _check_caches(actor: "DraftActor", chain: _Chain) -> None:
+    """What the model was fed and what was indexed is the chain's beginning."""
+    drafter = chain.drafter
+    if drafter.computes:
+        cache = actor.model.held[drafter._slot]
+        assert cache == chain.tokens[: len(cache)], "the draft's cache is not its chain"
+    if drafter._ngrams:
+        indexed = drafter._ngrams._index._tokens.tolist()
+        assert indexed == chain.tokens[: len(indexed)], "what is looked up in is not the chain"
+
+
 def _check_in_step(world: "World", draft: Draft, chain: _Chain, sequence: SequenceState) -> None:
     """Nothing is on its way between draft and coordinator: they know the same."""
     if chain.serial != sequence.serial:
@@ -106,12 +117,13 @@ def _check_in_step(world: "World", draft: Draft, chain: _Chain, sequence: Sequen
         return
     world.seen["in step"] += 1
     assert chain.tokens == sequence.chain(), "the draft drafts on another chain"
-    assert chain.limit == sequence.limit, "the draft has another limit"
+    limits = (chain.limit, chain.rest_at)
+    assert limits == sequence.limits, "the draft has other limits"
     if sequence.extend is None:  # decided anew at each event, so it must be told at once
-        wish = world.coordinator._limit(sequence)
-        assert chain.limit == wish, "the draft has not been told how far it may go on"
+        wish = world.coordinator._limits(sequence)
+        assert limits == wish, "the draft has not been told how far it may go on"
     stuck = draft._stuck(chain) is not None
-    assert not (sequence.drafting and stuck) or draft._owes_word(chain), "waited for, but stuck"
+    assert not (sequence.drafting and stuck) or draft._is_to_say_so(chain), "waited for, but stuck"
     if sequence.draft is DraftState.OPEN and not sequence.drafting:
         assert stuck, "drafting, but not waited for"
 
@@ -119,13 +131,19 @@ def _check_in_step(world: "World", draft: Draft, chain: _Chain, sequence: Sequen
 def check_guess(actor: "DraftActor", block: Block) -> None:
     """Each guess is what the draft's law says after the tokens before it."""
     chain = actor.draft._chains[block.request]
-    params, before = chain.sampler.sampling, chain.tokens[: block.start]
+    params, before = chain.drafter.sampling, chain.tokens[: block.start]
+    for source in block.sources:
+        actor.world.seen[f"guess of {source}"] += 1
     if EOS in block.tokens:
         actor.world.seen["end guessed" if params.stop_token_ids else "end guessed and ignored"] += 1
     guesses = []
-    for _ in block.tokens:
+    for token, source in zip(block.tokens, block.sources, strict=True):
         ids = [*before, *(guess.token for guess in guesses)]
-        guesses.append(Sampler(params).guess(actor.model.law(ids), len(ids), ids))
+        if source == "model":
+            guesses.append(Sampler(params).guess(actor.model.law(ids), len(ids), ids))
+        else:
+            law = GuessLaw((token,), (1.0,)) if params.rejects else None
+            guesses.append(Guess(token, 1.0, law))
     assert block.tokens == tuple(g.token for g in guesses), "not what the draft's law says"
     assert block.laws == tuple(g.law for g in guesses if g.law), "not the law that was drawn from"
 
@@ -138,6 +156,7 @@ def check_laws(actor: "TargetActor", extend: Extend) -> None:
         before = actor.world.coordinator.sequences[extend.request].committed + list(judged[:i])
         sampler, drafts = Sampler(extend.sampling), actor.world.draft_laws.values()
         laws = [sampler.guess(draft(before), len(before), before).law for draft in drafts]
+        laws.append(GuessLaw((judged[i],), (1.0,)))  # looked up
         assert sent in laws, "the law of another guess"
 
 

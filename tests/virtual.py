@@ -91,6 +91,9 @@ class World:
         self.duplicate_chance = 0 if self.clean else rng.choice((0, 0, 0.1, 0.3))
         self.loss_chance = 0 if self.clean or rng.random() < 0.8 else 0.1
         self.draft_failure_chance = 0 if self.clean or rng.random() < 0.8 else 0.05
+        own = random.Random(f"{seed}: sources")
+        self.drafter = own.choice(("model", "hybrid", "ngram"))
+        self.remember = own.choice((0, 40))
         memory, eos_percent = rng.choice((None, None, 2)), rng.choice((0, 3, 8))
         self.law = TargetLaw(seed, memory, eos_percent)
         self._agree, self._moody = rng.choice((0, 40, 70, 90, 100)), rng.random() < 0.3

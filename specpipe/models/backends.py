@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from specpipe.errors import UserError
 from specpipe.models.interface import SequenceModel
 
 
@@ -22,6 +23,9 @@ def load(backend: str, path: Path, **settings: Any) -> SequenceModel:
         from specpipe.models.loader import load_model  # noqa: PLC0415
 
         return load_model(path, **settings)
+    if settings.pop("head_tokens", 0):
+        raise UserError("head_tokens are for the backend specpipe alone: leave them out")
+    settings.pop("kept_tokens", None)
     from specpipe.models.transformers_model import load_transformers  # noqa: PLC0415
 
     return load_transformers(path, **settings)

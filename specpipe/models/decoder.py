@@ -23,6 +23,7 @@ from torch.nn import functional
 from specpipe.models.interface import Logits
 from specpipe.models.kv_cache import KVCache
 from specpipe.models.linear import MAX_ROWS, PackedLinear
+from specpipe.models.partial_head import PartialHead
 from specpipe.models.shape import DecoderConfig
 
 _LAYERS_BETWEEN_QUESTIONS = 4
@@ -63,7 +64,7 @@ class DecoderWeights:
 
     embedding: Tensor
     layers: Sequence[LayerWeights]
-    head: PackedLinear
+    head: PackedLinear | PartialHead
 
 
 class Decoder:
@@ -141,6 +142,8 @@ class Decoder:
             ValueError: for no tokens, too many, ids outside the vocabulary, or too many rows.
         """
         self._check(slot, tokens, rows)
+        if isinstance(self._weights.head, PartialHead):
+            self._weights.head.see(tokens)
         start, count = self._cache.length(slot), len(tokens)
         try:
             with torch.inference_mode():

@@ -49,11 +49,17 @@ class RowPlan:
 
 
 class PackedLinear:
-    """A weight in its kernel's own layout, which is called like a function."""
+    """A weight in its kernel's own layout, which is called like a function.
 
-    def __init__(self, kernel: Kernel, plan: RowPlan) -> None:
+    Attributes:
+        plan: which row counts it is called with.
+        outputs: numbers in a row of its result.
+    """
+
+    def __init__(self, kernel: Kernel, plan: RowPlan, outputs: int) -> None:
         self._kernel = kernel
         self.plan = plan
+        self.outputs = outputs
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply: float32[rows, in], contiguous, to float32[rows, out]."""
@@ -85,10 +91,10 @@ def pack_linear(weight: Tensor, dtype: torch.dtype, bias: Tensor | None = None) 
     kernel = _pack(weight, dtype, bias)
     outputs, inputs = weight.shape
     # A shape's columns are computed alike, so a slice of a huge weight tells enough.
-    outputs = min(outputs, max(256, _PROBE_SIZE // inputs))
+    probed = min(outputs, max(256, _PROBE_SIZE // inputs))
     threads, biased = torch.get_num_threads(), bias is not None
-    plan = _measure(outputs, inputs, dtype, weight.device, threads, biased=biased)
-    return PackedLinear(kernel, plan)
+    plan = _measure(probed, inputs, dtype, weight.device, threads, biased=biased)
+    return PackedLinear(kernel, plan, outputs)
 
 
 @cache

@@ -6,6 +6,7 @@ float32 copy of the largest of them is ever held.
 This module knows what the decoder wants of each weight, not which format it comes from.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from specpipe.errors import UserError
 from specpipe.models.decoder import Decoder, DecoderWeights, LayerWeights
 from specpipe.models.linear import PackedLinear, has_float16, pack_linear
+from specpipe.models.partial_head import PartialHead
 from specpipe.models.shape import DecoderConfig
 from specpipe.models.source import ModelSource, open_model
 
@@ -29,6 +31,8 @@ def load_model(
     context_length: int | None = None,
     output_size: int | None = None,
     num_slots: int = 1,
+    head_tokens: int = 0,
+    kept_tokens: Sequence[int] = (),
 ) -> Decoder:
     """Load a model; set torch's number of threads before, since kernels are measured for it.
 
@@ -41,6 +45,9 @@ def load_model(
         output_size: token ids below this can be produced; by default all that have a weight,
             which may include a padded tail without meaning.
         num_slots: sequences that can be held at once.
+        head_tokens: ids below this can be produced from the beginning, others once they were fed
+            (see PartialHead); 0: all. Only for drafts.
+        kept_tokens: others that can be produced from the beginning.
 
     Raises:
         UserError: if the file, or what is asked of it, can't be had.
@@ -52,7 +59,8 @@ def load_model(
     if num_slots < 1:
         raise UserError(f"num_slots is {num_slots}: ask for at least 1")
     with torch.inference_mode():
-        return Decoder(config, _Weights(source, config, kept, place).load(), num_slots)
+        weights = _Weights(source, config, kept, place, head_tokens, tuple(kept_tokens))
+        return Decoder(config, weights.load(), num_slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +71,8 @@ class _Weights:
     config: DecoderConfig
     dtype: torch.dtype
     device: torch.device
+    head_tokens: int = 0
+    kept_tokens: tuple[int, ...] = ()
 
     def load(self) -> DecoderWeights:
         config = self.config
@@ -72,10 +82,17 @@ class _Weights:
             del embedding
             embedding = self._tensor("output.weight")
         norm = self._tensor("output_norm.weight")
-        head = pack_linear(embedding[: config.output_size].mul_(norm), self.dtype)
+        head = self._head(embedding[: config.output_size], table, norm)
         del embedding
         layers = [self._layer(f"blk.{index}") for index in range(config.layers)]
         return DecoderWeights(table, layers, head)
+
+    def _head(self, weight: Tensor, table: Tensor, norm: Tensor) -> PackedLinear | PartialHead:
+        if not 0 < self.head_tokens < len(weight):
+            return pack_linear(weight.mul_(norm), self.dtype)
+        rows = table[: len(weight)] if self.config.tied else weight.to(self.dtype)
+        base = pack_linear(weight[: self.head_tokens].mul_(norm), self.dtype)
+        return PartialHead(base, rows, norm, self.kept_tokens)
 
     def _layer(self, block: str) -> LayerWeights:
         attention_norm = self._tensor(f"{block}.attn_norm.weight")

@@ -2,22 +2,24 @@
 
 A draft keeps, for each request, a *chain*: the tokens it was opened with and its own guesses. It
 compares every committed token with its chain. What agrees changes nothing, so drafting goes on
-while the target verifies; at the first token that differs, chain and cache are cut back.
+while the target verifies; at the first token that differs, the chain is cut back.
 
-This module does not know how messages travel, nor when it will be given time: `handle` takes one
-message, `step` makes one unit of progress.
+This module does not know how messages travel, when it will be given time, nor where guesses come
+from (drafting/): `handle` takes one message, `step` makes one unit of progress.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from specpipe.drafting.drafter import Drafter, Proposal, Sources
 from specpipe.messages import (
     MAX_TEXT,
     Block,
     Close,
     Closed,
     Commit,
+    Computing,
     Exhausted,
     ExhaustedReason,
     Failed,
@@ -27,8 +29,7 @@ from specpipe.messages import (
     Opened,
     Resync,
 )
-from specpipe.models.interface import SequenceModel
-from specpipe.sampler import Sampler
+from specpipe.metrics import Source
 
 
 @dataclass(slots=True)
@@ -38,21 +39,26 @@ class _Chain:
     Attributes:
         known: length of the part that is committed.
         serial: of the last commit or open seen.
+        limit, rest_at: see Commit.
         told: the serial at which Exhausted was said last.
         synced: False from a missed commit until the next open.
         opened: whether Opened was said.
+        looked: whether a look-up found nothing more since the chain changed.
+        owes_word: whether the draft began anew, and has not said yet what it is about.
         begun, ended: when the model computed for this chain, since the last block.
     """
 
-    slot: int
+    drafter: Drafter
     tokens: list[int]
     known: int
     serial: int
     limit: int
-    sampler: Sampler
+    rest_at: int
     told: int = -1
     synced: bool = True
     opened: bool = False
+    looked: bool = False
+    owes_word: bool = True
     begun: list[float] = field(default_factory=list)
     ended: list[float] = field(default_factory=list)
 
@@ -66,12 +72,23 @@ class _Chain:
                 return position
         return None
 
+    def may_compute(self) -> bool:
+        """Whether the model may be run."""
+        return self.drafter.computes and len(self.tokens) < self.rest_at
+
+    def take(self, proposals: Sequence[Proposal]) -> None:
+        """Append guesses."""
+        self.tokens += [proposal.guess.token for proposal in proposals]
+        self.begun += [proposal.begun for proposal in proposals]
+        self.ended += [proposal.ended for proposal in proposals]
+        self.looked, self.owes_word = not self.drafter.looks_up, False
+
 
 class Draft:
-    """Drafts for as many requests as its model has slots.
+    """Drafts for as many requests as its sources have room for.
 
     Args:
-        model: guesses.
+        sources: where guesses come from.
         incarnation: of this worker; goes into every message.
         prefill_chunk: most tokens fed by one step, so that messages are not kept waiting.
         clock: monotonic seconds.
@@ -79,25 +96,29 @@ class Draft:
 
     def __init__(
         self,
-        model: SequenceModel,
+        sources: Sources,
         incarnation: int,
         *,
         prefill_chunk: int = 256,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._model = model
+        self._sources = sources
         self._incarnation = incarnation
         self._prefill_chunk = prefill_chunk
         self._clock = clock
         self._chains: dict[int, _Chain] = {}  # whose turn is next comes first
         self._current: int | None = None
-        self._fed_to = 0  # the length that the pass in progress gives the cache
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where guesses come from."""
+        return self._sources.names
 
     @property
     def idle(self) -> bool:
         """Whether `step` would find nothing to do."""
         return all(
-            self._rests(chain) and not self._owes_word(chain) for chain in self._chains.values()
+            self._rests(chain) and not self._is_to_say_so(chain) for chain in self._chains.values()
         )
 
     def handle(self, message: Message) -> list[FromWorker]:
@@ -128,19 +149,20 @@ class Draft:
         at = chain.disagreement(message.start, message.tokens)
         if at is None:
             return False
-        guessing = self._fed_to == len(chain.tokens)
-        return at < self._fed_to or (guessing and chain.opened)
+        guessing = chain.drafter.feeds_to == len(chain.tokens)
+        return at < chain.drafter.feeds_to or (guessing and chain.opened)
 
     def step(self, interrupted: Callable[[], bool] | None = None) -> list[FromWorker]:
-        """Feed one chunk or draft one token, for the sequence whose turn it is.
+        """Look up, feed one chunk or draft one token, for the sequence whose turn it is.
 
         `interrupted` is asked during the model's pass; once it says yes, the pass is dropped.
         """
         answers: list[FromWorker] = []
         for request, chain in self._chains.items():
-            if self._owes_word(chain) and (reason := self._stuck(chain)):
+            if self._is_to_say_so(chain) and (reason := self._stuck(chain)):
+                answers += [] if chain.drafter.computes else self._opened(request, chain)
                 answers.append(Exhausted(request, self._incarnation, chain.serial, reason))
-                chain.told = chain.serial
+                chain.told, chain.owes_word = chain.serial, False
         if answers:  # the target may be waiting for this word: no pass comes before it
             return answers
         turn = next((r for r, chain in self._chains.items() if not self._rests(chain)), None)
@@ -149,7 +171,8 @@ class Draft:
         self._current = turn
         chain = self._chains[turn] = self._chains.pop(turn)
         try:
-            answers = self._advance(turn, chain, interrupted)
+            advance = self._advance if chain.looked else self._look_up
+            answers = advance(turn, chain, interrupted)
         except Exception as error:  # one request's trouble must not end the others'
             self._drop(turn)
             cause = f"the draft failed: {error}".splitlines()[0]
@@ -159,13 +182,16 @@ class Draft:
 
     def _open(self, message: Open) -> None:
         self._drop(message.request)
+        guessed = range(message.committed_length, len(message.tokens))
+        drafter = self._sources.open(message.sampling, guessed)
         self._chains[message.request] = _Chain(
-            self._model.open(),
+            drafter,
             list(message.tokens),
             message.committed_length,
             message.serial,
             message.limit,
-            Sampler(message.sampling),
+            message.rest_at,
+            looked=not drafter.looks_up,
         )
 
     def _commit(self, message: Commit) -> list[FromWorker]:
@@ -176,67 +202,102 @@ class Draft:
             chain.synced = False
             return [Resync(message.request, self._incarnation)]
         at = chain.disagreement(message.start, message.tokens)
+        agreed = message.tokens if at is None else message.tokens[: at - message.start + 1]
+        chain.drafter.settle(message.start, agreed)
         if at is not None:
             chain.tokens[at:] = message.tokens[at - message.start :]
-            self._model.truncate(chain.slot, min(at, self._model.length(chain.slot)))
-        chain.serial, chain.limit = message.last_serial, message.limit
+            chain.drafter.truncate(at)
+            chain.owes_word = True
+        chain.serial, chain.limit, chain.rest_at = (
+            message.last_serial,
+            message.limit,
+            message.rest_at,
+        )
         chain.known = message.start + len(message.tokens)
+        chain.looked = not chain.drafter.looks_up
         return []
+
+    def _look_up(
+        self, request: int, chain: _Chain, interrupted: Callable[[], bool] | None
+    ) -> list[FromWorker]:
+        """Guess what takes no pass of the model; if nothing does, say what comes instead."""
+        del interrupted  # it takes microseconds
+        room = self._room(chain)
+        found = chain.drafter.look_up(chain.tokens, room, may_compute=chain.may_compute())
+        if found:
+            answers = [] if chain.drafter.computes else self._opened(request, chain)
+            return [*answers, self._block(request, chain, found)]
+        chain.looked = True
+        if not (chain.owes_word and chain.may_compute()):
+            return []
+        chain.owes_word = False
+        return [Computing(request, self._incarnation, chain.serial)]
 
     def _advance(
         self, request: int, chain: _Chain, interrupted: Callable[[], bool] | None
     ) -> list[FromWorker]:
         """One pass of the model: once its cache has all tokens but the last, it yields a guess."""
-        missing = chain.tokens[self._model.length(chain.slot) :]
-        rows = 1 if len(missing) <= self._prefill_chunk else 0
-        chain.begun.append(self._clock())
-        chunk = missing[: self._prefill_chunk]
-        self._fed_to = len(chain.tokens) - len(missing) + len(chunk)
-        logits = self._model.forward(chain.slot, chunk, rows, interrupted)
-        if not rows or logits is None:
+        begun = self._clock()
+        made = chain.drafter.compute(chain.tokens, self._prefill_chunk, interrupted)
+        if made is None:
+            chain.begun.append(begun)
             chain.ended.append(self._clock())
             return []
-        position = len(chain.tokens)
-        guess = chain.sampler.guess(logits[-1], position, chain.tokens)
-        chain.tokens.append(guess.token)
-        chain.ended.append(self._clock())
-        answers: list[FromWorker] = [] if chain.opened else [Opened(request, self._incarnation)]
-        answers.append(
-            Block(
-                request,
-                self._incarnation,
-                chain.serial,
-                position,
-                (guess.token,),
-                (guess.confidence,),
-                tuple(chain.begun),
-                tuple(chain.ended),
-                (guess.law,) if guess.law else (),
-            )
+        return [*self._opened(request, chain), self._block(request, chain, [made])]
+
+    def _block(self, request: int, chain: _Chain, proposals: Sequence[Proposal]) -> Block:
+        """Append guesses to the chain, and tell of them."""
+        start = len(chain.tokens)
+        chain.take(proposals)
+        guesses = [proposal.guess for proposal in proposals]
+        block = Block(
+            request,
+            self._incarnation,
+            chain.serial,
+            start,
+            tuple(guess.token for guess in guesses),
+            tuple(guess.confidence for guess in guesses),
+            tuple(proposal.source for proposal in proposals),
+            tuple(chain.begun),
+            tuple(chain.ended),
+            tuple(guess.law for guess in guesses if guess.law),
         )
-        chain.opened, chain.begun, chain.ended = True, [], []
-        return answers
+        chain.begun, chain.ended = [], []
+        return block
+
+    def _opened(self, request: int, chain: _Chain) -> list[FromWorker]:
+        """The word that the draft has read the request, unless it was said."""
+        if chain.opened:
+            return []
+        chain.opened = True
+        return [Opened(request, self._incarnation)]
 
     def _drop(self, request: int) -> None:
         if chain := self._chains.pop(request, None):
-            self._model.close(chain.slot)
+            begin = min(chain.drafter.sampling.prompt_length, chain.known)
+            chain.drafter.close(chain.tokens[begin : chain.known])
+
+    def _room(self, chain: _Chain) -> int:
+        return min(chain.limit, self._sources.context_length) - len(chain.tokens)
 
     def _stuck(self, chain: _Chain) -> ExhaustedReason | None:
         """Why a chain can't grow before the next commit; None if it can."""
-        sampling, guessed = chain.sampler.sampling, len(chain.tokens) > chain.known
+        sampling, guessed = chain.drafter.sampling, len(chain.tokens) > chain.known
         # Where guesses are judged by rejection, a rest would tell the policy what the last one is,
         # and whether a guess is judged must not depend on its value.
         if guessed and not sampling.rejects and chain.tokens[-1] in sampling.stop_token_ids:
             return "stop"
-        if len(chain.tokens) >= self._model.context_length:
+        if len(chain.tokens) >= self._sources.context_length:
             return "context"
         if len(chain.tokens) >= chain.limit:
             return "limit"
+        if chain.looked and not chain.may_compute():
+            return "limit" if chain.drafter.computes else "nothing"
         return None
 
     def _rests(self, chain: _Chain) -> bool:
         return not chain.synced or self._stuck(chain) is not None
 
-    def _owes_word(self, chain: _Chain) -> bool:
+    def _is_to_say_so(self, chain: _Chain) -> bool:
         """Whether the coordinator has not been told that a chain is stuck since its last commit."""
         return chain.synced and chain.told < chain.serial and self._stuck(chain) is not None

@@ -44,6 +44,13 @@ def assert_refused(result, *fragments):
 FLAGS = {
     "no such model": (["--target", "smolm2"], ["'smolm2'", "smollm2"]),
     "no such draft": (["--draft", "nowhere"], ["'nowhere'"]),
+    "no such drafter": (["--drafter", "oracle"], ["'oracle'", "hybrid, model, ngram"]),
+    "a drafter without its model": (
+        ["--drafter", "hybrid", "--draft", "none"],
+        ["'hybrid'", "ngram"],
+    ),
+    "no draft, and a drafter": (["--no-draft", "--drafter", "ngram"], ["--no-draft", "--drafter"]),
+    "too little to remember": (["--remember", "9"], ["remember is 9", "1024"]),
     "no such GPU": (["--draft-gpu", "7"], ["7", "GPU"]),
     "a GPU below zero": (["--target-gpu=-1"], ["-1"]),
     "no such core": (["--draft-device", "cpu:977"], ["977"]),

@@ -85,7 +85,17 @@ class Scripted:
         if not tokens:
             return Exhausted(0, 1, self._serial, "limit")
         times, confidences = (0.0,) * len(tokens), (0.5,) * len(tokens)
-        return Block(0, 1, self._serial, len(chain), tokens, confidences, times, times)
+        return Block(
+            0,
+            1,
+            self._serial,
+            len(chain),
+            tokens,
+            confidences,
+            ("model",) * len(tokens),
+            times,
+            times,
+        )
 
 
 def play(submit: Submit, law: TargetLaw, script: Script, context: int) -> tuple[list[int], Finish]:
@@ -95,7 +105,7 @@ def play(submit: Submit, law: TargetLaw, script: Script, context: int) -> tuple[
     draft, written = Scripted(law, submit.sampling, script), list[int]()
     events: list[Event] = [
         Vocabulary(TOKEN_BYTES),
-        Ready("draft", 1, 1, context, VOCABULARY, "cpu", ()),
+        Ready("draft", 1, 1, context, VOCABULARY, "cpu", (), ("model",)),
         Ready("target", 1, 1, context, VOCABULARY, "cpu", ()),
         submit,
         Opened(0, 1),

@@ -14,6 +14,8 @@ import pytest
 from specpipe import sampler as sampler_module
 from specpipe.coordinator import Coordinator
 from specpipe.dispatch import TakeAll
+from specpipe.drafting.drafter import Sources
+from specpipe.drafting.ngram import NGrams
 from specpipe.events import Event, Send, StartTimer, TimerFired
 from specpipe.messages import (
     Block,
@@ -74,7 +76,8 @@ def test_schedules_reach_everything() -> None:
         *("draft killed", "target killed", "draft stalled", "target stalled", "timeouts"),
         *("draft not restarted", "target not restarted", "doubled: Block", "doubled: Verdict"),
         *("exhausted: limit", "exhausted: context", "exhausted: stop"),
-        *("end guessed", "end guessed and ignored"),
+        *("end guessed", "end guessed and ignored", "exhausted: nothing", "Computing"),
+        *("guess of model", "guess of ngram", "guess of past"),
         *(f"{policy}: accepted" for policy in ("serial", "pearl", "take_all", "elastic", "random")),
         *("stop", "length", "abort", "error", "rollbacks", "accepted", "stale_blocks", "dropped"),
     ):
@@ -85,15 +88,19 @@ def test_schedules_reach_everything() -> None:
 # -- without faults
 
 
+def _perfect() -> Draft:
+    return Draft(Sources(ToyModel(DraftLaw(TargetLaw(7), 100))), 1)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_perfect_draft_is_never_refused(temperature: float) -> None:
     """An off-by-one in positions or caches shows as an acceptance rate below one, nowhere else."""
-    params, draft = sampling(temperature, seed=5), Draft(ToyModel(DraftLaw(TargetLaw(7), 100)), 1)
+    params, draft = sampling(temperature, seed=5), _perfect()
     target = Target(ToyModel(TargetLaw(7)), 1)
     coordinator, commands = Coordinator(TakeAll(), lookahead=4), []
     events: list[Event] = [
         Ready("target", 1, 1, 256, 5, "cpu", ()),
-        Ready("draft", 1, 1, 256, 5, "cpu", ()),
+        Ready("draft", 1, 1, 256, 5, "cpu", (), ("model",)),
         Submit(0, (1, 2, 3), 60, params),
     ]
     for turn in count():
@@ -140,19 +147,19 @@ def _fenceless(take_block: Any, sequence: SequenceState, block: Block) -> Any:
     return take_block(sequence, block)
 
 
-def _open_committed(open_: Any, sequence: SequenceState, limit: int) -> Open:
-    message: Open = open_(sequence, limit)
+def _open_committed(open_: Any, sequence: SequenceState, limits: tuple[int, int]) -> Open:
+    message: Open = open_(sequence, limits)
     return replace(message, tokens=tuple(sequence.committed))
 
 
-def _open_all_known(open_: Any, sequence: SequenceState, limit: int) -> Open:
-    message: Open = open_(sequence, limit)
+def _open_all_known(open_: Any, sequence: SequenceState, limits: tuple[int, int]) -> Open:
+    message: Open = open_(sequence, limits)
     return replace(message, committed_length=len(message.tokens))
 
 
-def _open_unfenced(open_: Any, sequence: SequenceState, limit: int) -> Open:
+def _open_unfenced(open_: Any, sequence: SequenceState, limits: tuple[int, int]) -> Open:
     fence = sequence.fence
-    message: Open = open_(sequence, limit)
+    message: Open = open_(sequence, limits)
     sequence.fence = fence
     return message
 
@@ -170,14 +177,14 @@ def _last_token_only(
     return None if same else disagreement(chain, start, tokens)
 
 
-def _never_resumed(news: Any, sequence: SequenceState, limit: int) -> Any:
+def _never_resumed(news: Any, sequence: SequenceState, limits: tuple[int, int]) -> Any:
     """Tells the draft of new tokens, but not of another limit without any."""
-    return news(sequence, limit) if sequence.unsent else None
+    return news(sequence, limits) if sequence.unsent else None
 
 
-def _paused_while_opening(limit: Any, coordinator: Coordinator, sequence: SequenceState) -> int:
+def _paused_while_opening(limits: Any, sequence: SequenceState, *args: int) -> tuple[int, int]:
     at, sequence.draft = sequence.draft, DraftState.OPEN
-    found: int = limit(coordinator, sequence)
+    found: tuple[int, int] = limits(sequence, *args)
     sequence.draft = at
     return found
 
@@ -231,8 +238,8 @@ class Untruncated:
         pass
 
 
-def _untruncated(init: Any, worker: Draft | Target, model: Any, *args: Any, **more: Any) -> None:
-    init(worker, Untruncated(model), *args, **more)
+def _untruncated(init: Any, user: Sources | Target, model: Any, *args: Any, **more: Any) -> None:
+    init(user, model and Untruncated(model), *args, **more)
 
 
 def _patch_init(cls: type) -> Patch:
@@ -256,9 +263,10 @@ def _last_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _short_fed(advance: Any, draft: Draft, request: int, chain: _Chain, interrupted: Any) -> Any:
     """Feeds only the newest token, once the prompt is read: the guess before it has no entry."""
-    length = draft._model.length(chain.slot)
+    model, slot = draft._sources.model, chain.drafter._slot
+    length = model.length(slot)
     if 0 < length < len(chain.tokens) - 1:
-        draft._model.held[chain.slot] += [chain.tokens[-1]] * (len(chain.tokens) - 1 - length)
+        model.held[slot] += [chain.tokens[-1]] * (len(chain.tokens) - 1 - length)
     return advance(draft, request, chain, interrupted)
 
 
@@ -302,11 +310,12 @@ PLANTED: dict[str, Patch] = {
     "any answer is taken for the extend's": wrapped(Coordinator, "_answered", _any_extend),
     "open carries committed tokens only": wrapped(SequenceState, "open", _open_committed),
     "open calls guesses committed": wrapped(SequenceState, "open", _open_all_known),
-    "draft cache not truncated": _patch_init(Draft),
+    "draft cache not truncated": _patch_init(Sources),
     "target cache not truncated": _patch_init(Target),
+    "look-ups not truncated": wrapped(NGrams, "truncate", lambda *_: None),
     "token after the block dropped": _last_dropped,
     "last guess has no cache entry": wrapped(Draft, "_advance", _short_fed),
-    "no exhausted": wrapped(Draft, "_owes_word", lambda *_: False),
+    "no exhausted": wrapped(Draft, "_is_to_say_so", lambda *_: False),
     "no timer": wrapped(Coordinator, "handle", _without_timers),
     "in-flight tokens vanish": wrapped(SequenceState, "lose_target", _in_flight_vanishes),
     "ready does not mean lost": wrapped(Coordinator, "_on_ready", _back_is_not_lost),
@@ -353,7 +362,7 @@ DIRECTED: dict[str, tuple[Patch, Callable[[], None]]] = {
         test_coordinator.test_block_of_an_abandoned_chain_is_dropped,
     ),
     "paused before it was opened": (
-        wrapped(Coordinator, "_limit", _paused_while_opening),
+        wrapped(SequenceState, "chain_limits", _paused_while_opening),
         test_observation.test_a_draft_that_is_being_opened_is_not_paused,
     ),
     "one timer for all awaited tokens": (

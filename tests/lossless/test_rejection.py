@@ -12,20 +12,22 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from specpipe.acceptance import judge
+from specpipe.drafting import drafter as drafter_module
+from specpipe.drafting.drafter import Sources, _Pending
 from specpipe.errors import ProtocolError
 from specpipe.filters import adjusted, filtered
 from specpipe.models.interface import Logits
 from specpipe.noise import NoiseStream
 from specpipe.sampler import Guess, Sampler
 from specpipe.sampling import GuessLaw, Sampling
-from tests.toys import ROWS, VOCABULARY, decode_plain, hashed, sampling
+from tests.toys import ROWS, VOCABULARY, ToyModel, decode_plain, hashed, sampling
 
 LENGTH = 4
 PROMPT = (1, 2)
@@ -300,6 +302,93 @@ def test_policy_that_learns_of_an_end_token_is_caught(exact: Exact) -> None:
         lambda w, _: len(w) >= 3 or rests(w), lambda w, _: len(w) - 1 if rests(w) else len(w)
     )
     assert distance(count(telling, RUNS // 2), exact) > FAR
+
+
+# -- with guesses that are looked up, by the real drafter
+
+
+def write_drafted(policy: Policy, params: Sampling, rng: random.Random, sources: Sources) -> Text:
+    """As `write`, but look-ups come at once, as they do beside a model's pass."""
+    target, drafter = Sampler(params), sources.open(params)
+    ids, waiting = list(PROMPT), list[Guess]()
+
+    def chain() -> list[int]:
+        return [*ids, *(guess.token for guess in waiting)]
+
+    def look_up() -> bool:
+        found = drafter.look_up(chain(), 8, may_compute=True)
+        waiting.extend(proposal.guess for proposal in found)
+        return bool(found)
+
+    def guess() -> None:
+        if not look_up():
+            made = drafter.compute(chain(), 99, None)
+            assert made is not None
+            waiting.append(made.guess)
+        look_up()
+
+    while len(ids) < len(PROMPT) + LENGTH:
+        while not policy.ready(waiting, rng):
+            guess()
+        block = waiting[: policy.count(waiting, rng)]
+        for _ in range(policy.ahead(rng)):
+            guess()
+        judged = [*ids, *(guess.token for guess in block)]
+        rows = np.stack([TARGET(judged[:end]) for end in range(len(ids), len(judged) + 1)])
+        tokens, laws = judged[len(ids) :], [guess.law for guess in block if guess.law]
+        accepted, token = judge(rows, tokens, len(ids), target, laws=laws, tokens=judged)
+        committed = [*tokens[:accepted], token]
+        guessed = [guess.token for guess in waiting[: len(committed)]]
+        same = 0
+        while same < len(guessed) and guessed[same] == committed[same]:
+            same += 1
+        drafter.settle(len(ids), committed[: same + 1])
+        if same < len(committed):
+            drafter.truncate(len(ids) + same)
+        waiting[:] = waiting[len(committed) :] if same == len(guessed) else []
+        ids += committed
+    drafter.close()
+    return tuple(ids[len(PROMPT) : len(PROMPT) + LENGTH])
+
+
+def count_drafted(policy: Policy, runs: int = RUNS) -> Counter[Text]:
+    """How often each text is written; counts what was looked up, too."""
+    params, rng = sampling(**OPTIONS), random.Random(6)
+    sources = Sources(ToyModel(DRAFT, context_length=64), lookup=True)
+    return Counter(
+        write_drafted(policy, replace(params, sample=i), rng, sources) for i in range(runs)
+    )
+
+
+COMPANY = Policy(lambda w, _: bool(w), lambda w, _: len(w) if len(w) > 1 else 0)
+"""Sends a guess only if others are there by then: what a clock might do."""
+
+
+@pytest.fixture
+def _eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look-ups are taken whatever the model might say: more of them."""
+    monkeypatch.setattr(drafter_module, "_WORTH_A_PASS", 1.0)
+
+
+@pytest.mark.usefixtures("_eager")
+@pytest.mark.parametrize("name", ["blocks of two", "take all, drafting on", "in company"])
+def test_texts_follow_the_law_where_guesses_are_looked_up(name: str, exact: Exact) -> None:
+    """Point masses beside drawn tokens, in one chain, judged in any company."""
+    assert distance(count_drafted(POLICIES.get(name, COMPANY)), exact) < FAR
+
+
+@pytest.mark.usefixtures("_eager")
+def test_look_ups_behind_a_drawn_token_are_caught(
+    exact: Exact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That they come at once, or not, tells a policy what was drawn."""
+    init = _Pending.__init__
+
+    def undrawn(self: _Pending, chance: float, drawn: bool, *rest: Any) -> None:
+        init(self, chance, False, *rest)
+
+    monkeypatch.setattr(_Pending, "__init__", undrawn)
+    assert distance(count_drafted(COMPANY), exact) > FAR
 
 
 # -- what travels

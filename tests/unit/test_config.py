@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from specpipe.config import Config, ModelConfig, PipelineConfig, RayConfig
+from specpipe.config import Config, DraftConfig, ModelConfig, PipelineConfig, RayConfig
 from specpipe.errors import UserError
 from specpipe.sampling import SamplingParams
 
 DEFAULT_TOML = Path(__file__).parents[2] / "configs" / "default.toml"
 TABLES = {
     "target": ModelConfig,
-    "draft": ModelConfig,
+    "draft": DraftConfig,
     "sampling": SamplingParams,
     "pipeline": PipelineConfig,
     "ray": RayConfig,
@@ -81,8 +81,38 @@ def test_draft_none_means_no_draft_and_stays_so() -> None:
     config = Config.from_dict({"draft": {"model": "none", "dtype": "float32"}})
     assert config.draft is None
     assert config.override(draft={"model": None, "device": "cpu:0"}).draft is None
-    assert config.override(draft={"model": "tiny"}).draft == ModelConfig("tiny")
+    assert config.override(draft={"model": "tiny"}).draft == DraftConfig("tiny")
     assert Config().override(draft={"model": "none"}).draft is None
+
+
+def test_look_ups_need_no_model() -> None:
+    """`draft none` means two things: nobody guesses, or nobody computes."""
+    for given in ({"drafter": "ngram"}, {"drafter": "ngram", "model": "none"}):
+        draft = Config().override(draft=given).draft
+        assert draft is not None
+        assert not draft.has_model
+    by_file = Config.from_dict({"draft": {"drafter": "ngram"}})
+    assert by_file.override(draft={"model": "none"}).draft is not None
+    assert by_file.override(draft={"dtype": "float32"}).draft is not None
+    off = Config().override(draft={"model": "none"})
+    assert off.override(draft={"drafter": "ngram"}).draft is not None
+    assert off.draft is None
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"drafter": "oracle"}, "drafter is 'oracle': choose one of hybrid, model, ngram"),
+        ({"drafter": "hybrid", "model": "none"}, "'hybrid' needs a draft model: name one, or"),
+        ({"remember": 5}, "remember is 5: give 0 for nothing, or 1024 to"),
+        ({"remember": 2**40}, "remember is 1099511627776"),
+        ({"remember": 5000, "drafter": "model"}, "choose hybrid or ngram"),
+    ],
+)
+def test_drafters_that_cannot_be_are_refused(given: dict[str, Any], expected: str) -> None:
+    """Found out in the worker, it costs a launch and a trace."""
+    with pytest.raises(UserError, match=re.escape(expected)):
+        Config().override(draft=given)
 
 
 def test_override_changes_only_what_was_given() -> None:

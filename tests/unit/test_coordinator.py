@@ -13,6 +13,7 @@ from specpipe.messages import (
     Close,
     Closed,
     Commit,
+    Computing,
     Exhausted,
     Extend,
     Failed,
@@ -29,11 +30,22 @@ from specpipe.messages import (
     Tokens,
     Verdict,
 )
+from specpipe.metrics import Source
 from specpipe.policy import Decision, Policy, Situation
+from specpipe.sampling import GuessLaw
 from specpipe.sequence import DraftState
 from tests.toys import sampling
 
 GREEDY = sampling()
+
+
+class TakeWaiting(Unlearned):
+    """Sends what waits, and never waits itself."""
+
+    def decide(self, situation: Situation) -> Decision:
+        return Decision(min(len(situation.confidences), situation.largest_block))
+
+
 PROMPT = (1, 2, 3)
 M = TypeVar("M")
 
@@ -41,7 +53,15 @@ M = TypeVar("M")
 class Desk:
     """A coordinator with both workers ready and request 0 submitted; what it said last."""
 
-    def __init__(self, policy: Policy | None = None, *, draft: bool = True, slots: int = 1) -> None:
+    def __init__(
+        self,
+        policy: Policy | None = None,
+        *,
+        draft: bool = True,
+        slots: int = 1,
+        sources: tuple[Source, ...] = ("model",),
+    ) -> None:
+        self.sources = sources
         self.policy: Any = policy or TakeAll()
         self.coordinator = Coordinator(self.policy, prefill_chunk=8)
         self.said: list[Command] = []
@@ -56,7 +76,7 @@ class Desk:
         return self.coordinator.sequences[0]
 
     def ready(self, role: Role, incarnation: int) -> None:
-        self.tell(Ready(role, incarnation, self._slots, 100, 5, "cpu", ()))
+        self.tell(Ready(role, incarnation, self._slots, 100, 5, "cpu", (), self.sources))
 
     def tell(self, event: Event) -> list[Command]:
         self.said = self.coordinator.handle(event, 0.0)
@@ -69,7 +89,8 @@ class Desk:
 
     def block(self, start: int, *tokens: int, serial: int = 1, incarnation: int = 1) -> None:
         times = (0.0,) * len(tokens)
-        self.tell(Block(0, incarnation, serial, start, tokens, (0.5,) * len(tokens), times, times))
+        sources, confidences = ("model",) * len(tokens), (0.5,) * len(tokens)
+        self.tell(Block(0, incarnation, serial, start, tokens, confidences, sources, times, times))
 
     def verdict(self, accepted: int, token: int, incarnation: int = 1) -> Verdict:
         """Answer the extend in flight."""
@@ -186,7 +207,7 @@ def test_messages_of_a_former_incarnation_change_nothing() -> None:
     before = repr(desk.coordinator.sequences)
     messages: list[Event] = [
         Opened(0, 1),
-        Block(0, 1, 9, 3, (1,), (0.5,), (0.0,), (0.0,)),
+        Block(0, 1, 9, 3, (1,), (0.5,), ("model",), (0.0,), (0.0,)),
         Exhausted(0, 1, 9, "limit"),
         Resync(0, 1),
         Failed("draft", 0, 1, "out of memory"),
@@ -295,7 +316,7 @@ def test_waiting_is_illegal_once_the_largest_block_waits() -> None:
     assert not policy.asked[-1].may_wait, "the draft is being opened"
     assert policy.asked[-1].largest_block == 2
     desk.tell(Opened(1, 1))
-    desk.tell(Block(1, 1, 1, 3, (1, 2, 3), (0.5,) * 3, (0.0,) * 3, (0.0,) * 3))
+    desk.tell(Block(1, 1, 1, 3, (1, 2, 3), (0.5,) * 3, ("model",) * 3, (0.0,) * 3, (0.0,) * 3))
     extend = desk.coordinator.sequences[1].extend
     assert extend is not None
     desk.tell(Verdict(1, 1, extend.extend_id, 0, 1, 0.0, 0.0, 0.0))
@@ -368,3 +389,84 @@ def test_a_prompt_that_fills_the_context_is_an_error_and_not_a_negative_block() 
     commands = machine.handle(Submit(1, (1,) * 8, 4, sampling()), 0.0)
     assert [type(command) for command in commands] == [Finish]
     assert "no room" in commands[0].cause  # type: ignore[union-attr]
+
+
+# -- guesses that are free
+
+FREE: dict[str, Any] = {"sources": ("model", "ngram")}
+
+
+@pytest.mark.parametrize("word", ["block", "computing", "exhausted"])
+def test_target_waits_for_the_word_of_a_draft_that_looks_up(word: str) -> None:
+    """A look-up takes less than sending an empty block costs; but there may be nothing to find,
+    and then waiting for a pass of the model is the policy's to decide."""
+    desk = Desk(TakeWaiting(), **FREE)
+    desk.tell(Opened(0, 1))
+    desk.verdict(0, 4)
+    assert desk.sent(Extend) == []
+    assert len(desk.sent(StartTimer)) == 1
+    serial = desk.sequence.serial
+    if word == "block":
+        desk.block(4, 2, serial=serial)
+    elif word == "computing":
+        desk.tell(Computing(0, 1, serial))
+    else:
+        desk.tell(Exhausted(0, 1, serial, "nothing"))
+    (extend,) = desk.sent(Extend)
+    assert extend.tokens == ((4, 2) if word == "block" else (4,))
+    desk.tell(TimerFired(0, 1))
+    assert desk.sequence.metrics.timeouts == 0
+
+
+def test_word_from_before_the_commit_is_not_the_one_awaited() -> None:
+    """A late block of the abandoned chain would end the waiting, with nothing to send."""
+    desk = Desk(TakeWaiting(), **FREE)
+    desk.tell(Opened(0, 1))
+    desk.verdict(0, 4)
+    desk.tell(Computing(0, 1, desk.sequence.serial - 1))
+    assert desk.sent(Extend) == []
+
+
+def test_no_word_is_awaited_of_a_draft_that_only_computes() -> None:
+    """It says nothing before its next guess: the target would idle for a whole step."""
+    desk = Desk(TakeWaiting())
+    desk.tell(Opened(0, 1))
+    desk.verdict(0, 4)
+    assert len(desk.sent(Extend)) == 1
+
+
+def test_counts_are_kept_by_source() -> None:
+    """Summed up, a source that is always wrong hides behind one that is right."""
+    desk = Desk(**FREE)
+    desk.tell(Opened(0, 1))
+    serial = desk.sequence.serial
+    desk.verdict(0, 4)
+    serial = desk.sequence.serial
+    desk.tell(
+        Block(0, 1, serial, 4, (1, 2), (0.5,) * 2, ("ngram", "model"), (0.0,) * 2, (0.0,) * 2)
+    )
+    desk.verdict(1, 3)
+    metrics = desk.sequence.metrics
+    assert (metrics.ngram.drafted, metrics.ngram.sent, metrics.ngram.accepted) == (1, 1, 1)
+    assert (metrics.model.drafted, metrics.model.sent, metrics.model.accepted) == (1, 1, 0)
+    assert (metrics.drafted, metrics.sent, metrics.accepted) == (2, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "hidden"),
+    [
+        ([GuessLaw((1,), (1.0,)), GuessLaw((2,), (1.0,))], False),
+        ([GuessLaw((1,), (1.0,)), GuessLaw((2, 3), (0.5, 0.5))], True),
+    ],
+    ids=["looked up", "drawn"],
+)
+def test_values_are_hidden_where_they_are_up_to_chance(
+    waiting: list[GuessLaw], hidden: bool
+) -> None:
+    """Hidden too rarely, the output is lossy; too often, look-ups are sent whatever they are."""
+    desk = Desk(TakeWaiting(), **FREE)
+    desk.sequence.sampling = sampling(1.0, acceptance="rejection")
+    desk.tell(Opened(0, 1))
+    times, laws = (0.0,) * 2, tuple(waiting)
+    desk.tell(Block(0, 1, 1, 3, (1, 2), (0.5,) * 2, ("ngram", "model"), times, times, laws))
+    assert desk.sequence.values_hidden is hidden

@@ -202,3 +202,20 @@ def test_a_core_the_system_refuses_is_one_line() -> None:
 def test_read_back_refuses_another_affinity_than_asked() -> None:
     with pytest.raises(WorkerError, match="as asked"):
         read_back([9999])
+
+
+@pytest.mark.parametrize(
+    ("draft", "target", "gpus", "expected"),
+    [
+        ("auto", "auto", 0, ("cpu:0-3", "cpu:0-3")),
+        ("auto", "cpu:2", 0, ("cpu:2", "cpu:2")),
+        ("cpu:2", "cpu:2", 0, ("cpu:2", "cpu:2")),
+        ("cpu:1", "auto", 0, ("cpu:1", "cpu:0-3")),
+        ("auto", "cpu", 0, ("cpu", "cpu")),
+        ("auto", "auto", 1, ("cpu", "cuda:0")),
+    ],
+)
+def test_a_draft_that_only_looks_up_needs_no_device(draft, target, gpus, expected):
+    """Given a core of its own, it takes half of a small machine for microseconds of work."""
+    placement = place(draft, target, cores=range(4), gpus=gpus, draft_computes=False)
+    assert (str(placement.draft), str(placement.target)) == expected

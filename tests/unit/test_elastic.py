@@ -170,3 +170,53 @@ def test_a_size_never_seen_is_not_thought_to_cost_nothing():
     assert times[0] > 1.0
     assert list(times) == sorted(times)
     assert solve(Problem(1.0, times, 0.5)).rate < 1.0
+
+
+# -- guesses that are free
+
+
+def free_passes(policy: Elastic, row_cost: float, accepted: int = 1) -> None:
+    for m in (0, 1, 2, 4, 8, 16):
+        for _ in range(20):
+            policy.verified(Verified(0, m, min(m, accepted), 1 + row_cost * m, alone=True))
+
+
+def calibrated(policy: Elastic) -> Elastic:
+    rng = random.Random(5)
+    for _ in range(4000):
+        confidence = rng.choice((0.05, 0.25, 0.55, 0.95))
+        policy.judged([Judged(0, 0, 0, confidence, rng.random() < confidence, 0.0, 0.0)])
+    return policy
+
+
+@pytest.mark.parametrize(
+    ("confidences", "row_cost", "expected"),
+    [
+        ([0.95] * 8, 0.1, 8),
+        ([0.95, 0.95, 0.05, 0.95], 0.1, 2),
+        ([0.25], 0.1, 1),
+        ([0.25], 2.0, 0),
+        ([0.05], 0.0, 1),
+        ([], 0.1, 0),
+    ],
+)
+def test_a_free_guess_is_sent_if_it_is_worth_its_row(confidences, row_cost, expected):
+    """Where nothing is computed there is no step to measure, and no plan: it must not send all."""
+    policy = calibrated(Elastic())
+    free_passes(policy, row_cost)
+    situation = Situation(confidences, 50, may_wait=False, free_guesses=True)
+    assert policy.decide(situation).send == expected
+
+
+def test_a_model_that_rests_leaves_look_ups_to_be_sent():
+    """Resting meant that nothing was sent: then hybrid would be slower than look-ups alone."""
+    policy = calibrated(learned(acceptance=0.02, c=1.0, row_cost=0.1))
+    free_passes(policy, 0.1)
+    for _ in range(400):
+        policy.verified(Verified(0, 1, 0, 1.3, alone=False))
+        policy.judged([Judged(0, 0, 0, 0.5, False, 0.0, 0.0)])
+        policy.reflect()
+        if policy._resting.now:
+            break
+    decision = policy.decide(Situation([0.95] * 3, 50, may_wait=False, free_guesses=True))
+    assert decision == Decision(3, 0)

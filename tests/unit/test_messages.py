@@ -26,7 +26,7 @@ from specpipe.messages import (
     Tokens,
     Verdict,
 )
-from specpipe.metrics import RequestMetrics, Spans
+from specpipe.metrics import RequestMetrics, Source, Spans
 from specpipe.sampling import GuessLaw, Sampling, TokenLogprobs
 
 KINDS: tuple[type[Message], ...] = tuple(
@@ -69,7 +69,8 @@ def blocks(draw: st.DrawFn) -> Block:
     head = some(numbers, 4)
     times = some(floats, count + more), some(floats, count + more)
     laws = some(values_of(GuessLaw), draw(st.sampled_from((0, count))))
-    return Block(*head, some(numbers, count), some(floats, count), *times, laws)
+    tokens, confidences = some(numbers, count), some(floats, count)
+    return Block(*head, tokens, confidences, some(values_of(Source), count), *times, laws)
 
 
 @st.composite
@@ -129,7 +130,7 @@ def test_extreme_values_round_trip() -> None:
     """The largest seed, text and numbers that are allowed."""
     sampling = Sampling(5e-324, 2**63 - 1, stop_token_ids=(0, 2**63 - 1))
     for message in (
-        Open(MAX_INT, 0, (), 0, MAX_INT, sampling),
+        Open(MAX_INT, 0, (), 0, MAX_INT, MAX_INT, sampling),
         Tokens(0, 0, tuple(range(200_000))),
         Failed("draft", 0, 0, "é" * MAX_TEXT),
         Finish(0, "stop", "", RequestMetrics(verifying=Spans([-1.7e308], [1.7e308]))),
@@ -201,7 +202,7 @@ def test_fields_of_another_type_are_refused(
 
 
 def with_law(ids: tuple[int, ...], chances: tuple[float, ...]) -> Block:
-    return Block(0, 0, 0, 0, (1,), (0.5,), (0.0,), (0.0,), (GuessLaw(ids, chances),))
+    return Block(0, 0, 0, 0, (1,), (0.5,), ("model",), (0.0,), (0.0,), (GuessLaw(ids, chances),))
 
 
 def nested(depth: int) -> bytes:
@@ -215,7 +216,7 @@ SPOILT: dict[str, bytes] = {
     "a version that is a float": msgpack.packb([1.0, 3, 0]),
     "a tag too high": msgpack.packb([VERSION, 10**6]),
     "a tag below zero": msgpack.packb([VERSION, -1]),
-    "a tag that is true": msgpack.packb([VERSION, True, *wire(Commit(0, 1, 1, 0, (), 1))[2:]]),
+    "a tag that is true": msgpack.packb([VERSION, True, *wire(Commit(0, 1, 1, 0, (), 1, 1))[2:]]),
     "no tag": msgpack.packb([VERSION]),
     "nothing": msgpack.packb([]),
     "no array": msgpack.packb(7),
@@ -239,14 +240,29 @@ SPOILT: dict[str, bytes] = {
     "bytes for a reason": msgpack.packb([*wire(Exhausted(0, 0, 0, "stop"))[:-1], b"stop"]),
     "a text too long": encode(Failed("draft", 0, 0, "x" * (MAX_TEXT + 1))),
     "a text that is not UTF-8": encode(Failed("draft", 0, 0, "abc")).replace(b"abc", b"a\xffc"),
-    "a block without times": encode(Block(0, 0, 0, 0, (1,), (0.5,), (), ())),
-    "a block with a confidence too few": encode(Block(0, 0, 0, 0, (1,), (), (0.0,), (0.0,))),
-    "a block that began and never ended": encode(Block(0, 0, 0, 0, (), (), (0.0,), ())),
-    "a confidence that is no number": encode(Block(0, 0, 0, 0, (1,), (math.nan,), (0.0,), (0.0,))),
-    "an infinite time": encode(Block(0, 0, 0, 0, (1,), (0.5,), (0.0,), (math.inf,))),
-    "an integer for a time": encode(Block(0, 0, 0, 0, (1,), (0.5,), (0,), (0.0,))),
+    "a block without times": encode(Block(0, 0, 0, 0, (1,), (0.5,), ("model",), (), ())),
+    "a block with a confidence too few": encode(
+        Block(0, 0, 0, 0, (1,), (), ("model",), (0.0,), (0.0,))
+    ),
+    "a block that began and never ended": encode(Block(0, 0, 0, 0, (), (), (), (0.0,), ())),
+    "a confidence that is no number": encode(
+        Block(0, 0, 0, 0, (1,), (math.nan,), ("model",), (0.0,), (0.0,))
+    ),
+    "an infinite time": encode(Block(0, 0, 0, 0, (1,), (0.5,), ("model",), (0.0,), (math.inf,))),
+    "an integer for a time": encode(Block(0, 0, 0, 0, (1,), (0.5,), ("model",), (0,), (0.0,))),
     "laws for some of the tokens": encode(
-        Block(0, 0, 0, 0, (1, 2), (0.5,) * 2, (0.0,) * 2, (0.0,) * 2, (GuessLaw((1,), (1.0,)),))
+        Block(
+            0,
+            0,
+            0,
+            0,
+            (1, 2),
+            (0.5,) * 2,
+            ("model",) * 2,
+            (0.0,) * 2,
+            (0.0,) * 2,
+            (GuessLaw((1,), (1.0,)),),
+        )
     ),
     "a law that sums to less than 1": encode(with_law((1, 2), (0.5, 0.4))),
     "a law with a chance below 0": encode(with_law((1, 2), (1.5, -0.5))),

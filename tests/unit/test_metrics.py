@@ -59,7 +59,7 @@ def test_rates_without_meaning_are_none() -> None:
     ):
         assert getattr(metrics, name) is None, name
     assert metrics.seconds == 0.0
-    metrics.sent = 4
+    metrics.ngram.sent = 4
     assert metrics.acceptance_rate == 0.0
 
 
@@ -67,10 +67,16 @@ def test_rates() -> None:
     """Words have one meaning each: see the documentation of metrics."""
     metrics = RequestMetrics(submitted=1.0, first_token=1.5, finished=6.0)
     metrics.completion_tokens, metrics.target_forwards = 10, 4
-    metrics.drafted, metrics.sent = 12, 8
+    metrics.model.drafted, metrics.ngram.drafted = 8, 4
     metrics.verifying = Spans([2.0, 5.0], [4.0, 7.0])
     metrics.drafting = Spans([3.0], [5.5])
-    metrics.note_accepted([1.0, 2.0, 3.9, 4.0, 5.0, 6.9])
+    for begun in (1.0, 2.0, 3.9, 4.0, 5.0):
+        metrics.note_judged("model", begun, accepted=True)
+    metrics.note_judged("ngram", 6.9, accepted=True)
+    metrics.note_judged("ngram", 6.9, accepted=False)
+    metrics.note_judged("past", 6.9, accepted=False)
+    assert [metrics.of_source(s).accepted for s in ("model", "ngram", "past")] == [5, 1, 0]
+    assert metrics.ngram.acceptance_rate == 0.5
     assert (metrics.accepted, metrics.useful, metrics.wasted) == (6, 4, 6)
     assert metrics.acceptance_rate == 0.75
     assert metrics.mean_acceptance_length == 2.5

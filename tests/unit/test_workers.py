@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
+from specpipe.drafting.drafter import Sources
 from specpipe.messages import (
     Block,
     Close,
     Closed,
     Commit,
+    Computing,
     Exhausted,
     Extend,
     Failed,
@@ -35,16 +37,24 @@ PROMPT = (1, 2, 3)
 class Drafting:
     """A draft of a toy model, and a request opened on it."""
 
-    def __init__(self, *, slots: int = 1, chunk: int = 256, context: int = 100) -> None:
+    def __init__(
+        self, *, slots: int = 1, chunk: int = 256, context: int = 100, drafter: str = "model"
+    ) -> None:
         self.model = ToyModel(LAW, num_slots=slots, context_length=context)
-        self.draft = Draft(self.model, 1, prefill_chunk=chunk)
+        self.sources = Sources(
+            None if drafter == "ngram" else self.model,
+            lookup=drafter != "model",
+            remember=0 if drafter == "model" else 1024,
+            context_length=context,
+        )
+        self.draft = Draft(self.sources, 1, prefill_chunk=chunk)
 
     def open(self, tokens: tuple[int, ...] = PROMPT, **changes: Any) -> None:
-        message = Open(0, 1, tokens, len(tokens), 50, GREEDY)
+        message = Open(0, 1, tokens, len(tokens), 50, 50, GREEDY)
         self.draft.handle(replace(message, **changes))
 
     def commit(self, serials: tuple[int, int], start: int, *tokens: int, limit: int = 50) -> Commit:
-        return Commit(0, *serials, start, tokens, limit)
+        return Commit(0, *serials, start, tokens, limit, limit)
 
     def steps(self, number: int) -> list[Message]:
         return [answer for _ in range(number) for answer in self.draft.step()]
@@ -54,7 +64,7 @@ class Drafting:
         return self.draft._chains[0].tokens
 
     def check_cache(self) -> None:
-        held = self.model.held[self.draft._chains[0].slot]
+        held = self.model.held[self.draft._chains[0].drafter._slot]
         assert held == self.chain[: len(held)]
 
 
@@ -196,6 +206,81 @@ def test_drafting_fails_for_one_request_alone() -> None:
     assert drafting.draft.handle(drafting.commit((2, 2), 3, 1)) == []
     assert [type(answer) for answer in drafting.draft.step()] == [Opened, Block]
     assert drafting.draft.handle(Close(0)) == [Closed("draft", 0, 1)]
+
+
+# -- the draft that looks up
+
+COPY = (1, 2, 3, 4, 3, 2, 1, 2, 3, 4, 3)
+"""Its end stood before, and 2, 1, 2, ... followed."""
+
+
+def test_look_ups_come_at_once_and_then_the_word_that_there_is_nothing() -> None:
+    """The coordinator waits for a word after each commit, and asks for no pass of any model."""
+    drafting = Drafting(drafter="ngram")
+    drafting.open(COPY)
+    opened, block = drafting.steps(1)
+    assert (opened, type(block)) == (Opened(0, 1), Block)
+    assert isinstance(block, Block)
+    assert block.tokens[:2] == (2, 1)
+    assert set(block.sources) == {"ngram"}
+    assert drafting.steps(6)[-1] == Exhausted(0, 1, 1, "limit")
+    assert drafting.draft.idle
+    drafting.draft.handle(drafting.commit((2, 2), 11, 7))
+    assert drafting.steps(2) == [Exhausted(0, 1, 2, "nothing")]
+
+
+def test_a_text_without_anything_to_find_is_said_to_be_open_and_exhausted() -> None:
+    """Without Opened, the coordinator would never look at what comes later."""
+    drafting = Drafting(drafter="ngram")
+    drafting.open((1, 2, 3))
+    assert drafting.steps(2) == [Opened(0, 1), Exhausted(0, 1, 1, "nothing")]
+
+
+def test_a_draft_that_begins_anew_says_what_it_is_about() -> None:
+    """The target idles until it hears that the next guess takes a pass of the model."""
+    drafting = Drafting(drafter="hybrid")
+    drafting.sources.chances.extend([0.99] * 9)
+    drafting.open((1, 2, 3))
+    assert drafting.steps(1) == [Computing(0, 1, 1)]
+    opened, block = drafting.steps(1)
+    assert (type(opened), type(block)) == (Opened, Block)
+    drafting.draft.handle(drafting.commit((2, 2), 3, drafting.chain[3]))
+    assert Computing not in map(type, drafting.steps(2)), "it goes on as before: no word is due"
+    wrong = drafting.chain[4] % 4 + 1
+    drafting.draft.handle(drafting.commit((3, 3), 4, wrong))
+    (word, *_) = drafting.steps(1)
+    assert isinstance(word, Computing | Block)
+    assert word.serial == 3
+
+
+def test_while_the_model_rests_guesses_are_looked_up() -> None:
+    """Paused altogether, hybrid would be slower than look-ups alone wherever its model is slow."""
+    drafting = Drafting(drafter="hybrid")
+    drafting.open(COPY, rest_at=len(COPY))
+    answers = drafting.steps(9)
+    assert {s for a in answers if isinstance(a, Block) for s in a.sources} == {"ngram"}
+    assert answers[-1] == Exhausted(0, 1, 1, "limit")
+    assert drafting.model.held[0] == [], "a pass for nothing"
+
+
+def test_look_ups_keep_to_the_limit() -> None:
+    """Beyond it, the last token of a request is guessed, which nobody can use."""
+    drafting = Drafting(drafter="ngram")
+    drafting.open(COPY, limit=len(COPY) + 1)
+    drafting.steps(5)
+    assert len(drafting.chain) == len(COPY) + 1
+
+
+def test_only_what_was_committed_is_remembered() -> None:
+    """Guesses that were never written would be guessed again, as if they had been."""
+    drafting = Drafting(drafter="ngram")
+    drafting.open(COPY, sampling=replace(GREEDY, prompt_length=len(COPY)))
+    drafting.steps(1)
+    drafting.draft.handle(drafting.commit((2, 2), 11, 2, 1, 4))
+    drafting.steps(5)
+    drafting.draft.handle(Close(0))
+    assert drafting.sources.past is not None
+    assert drafting.sources.past._newer._tokens.tolist() == [2, 1, 4]
 
 
 # -- the target

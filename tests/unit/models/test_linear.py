@@ -66,7 +66,7 @@ def test_row_counts_that_disagree_are_avoided(monkeypatch: pytest.MonkeyPatch, b
 
     monkeypatch.setattr(linear, "_pack", lambda *_: kernel)
     plan = linear._measure.__wrapped__(8, 8, torch.float32, torch.device("cpu"), 1)
-    layer = linear.PackedLinear(kernel, plan)
+    layer = linear.PackedLinear(kernel, plan, 1)
     seen.clear()
     x = rows(100, 8)
     for count in range(101):

@@ -1,0 +1,1 @@
+"""Where guesses come from: the draft model, look-ups, past outputs, the likeliest of them."""

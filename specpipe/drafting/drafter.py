@@ -1,0 +1,249 @@
+"""Where one request's guesses come from: a model, a look at what stood there before, or both.
+
+With both, the likelier guess counts. The model is run only where it can be expected to raise the
+chance by enough: where a look-up is all but certain, whole runs of tokens are taken without it,
+and its cache catches up in one pass when it is needed next.
+
+*Under the rejection rule* nothing that others see may depend on the value of a token drawn by
+chance before that token is judged. Look-ups are without chance: all of their law's mass is on one
+token, which follows from committed ones. But behind a token that the model drew, whether a look-up
+finds anything would tell which token that was; so there each guess takes a pass of the model.
+
+This module does not know the protocol: workers/draft.py owns the chain.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from specpipe.calibration import Calibration
+from specpipe.drafting.ngram import Experience, Finding, NGrams
+from specpipe.drafting.past_outputs import PastOutputs
+from specpipe.metrics import SOURCES, Source
+from specpipe.models.interface import SequenceModel
+from specpipe.sampler import Guess, Sampler
+from specpipe.sampling import GuessLaw, Sampling
+
+DrafterKind = Literal["hybrid", "model", "ngram"]
+"""Which sources there are: the two together, or one of them."""
+
+LONGEST_RUN = 16
+"""Most tokens looked up at once, so that messages are not kept waiting."""
+
+_WORTH_A_PASS = 0.05  # the model is run where that raises the chance by so much, on average
+_NEGLIGIBLE = 0.05  # guesses are not made of less chance to be reached and right
+_REMEMBERED = 64  # of the model's guesses, to tell what it can be expected to say
+
+
+class Proposal(NamedTuple):
+    """A guess, where it comes from, and when it was made; `guess.confidence` is calibrated."""
+
+    guess: Guess
+    source: Source
+    begun: float
+    ended: float
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A position that was guessed and is not known yet.
+
+    Attributes:
+        chance: of the guess that was taken.
+        drawn: whether its value is up to chance and must not show.
+        said: the model's token and confidence, if it was asked.
+        found: what was looked up, taken or not.
+    """
+
+    chance: float
+    drawn: bool
+    said: tuple[int, float] | None
+    found: Finding | None
+
+
+class Sources:
+    """What all drafters of a worker share.
+
+    Args:
+        model: guesses, if there is one.
+        lookup: whether guesses are looked up too.
+        remember: tokens of past outputs to look up in; 0: none.
+        context_length: most tokens of a chain, where there is no model.
+        clock: monotonic seconds.
+
+    Raises:
+        ValueError: if there is neither a model nor a look-up.
+    """
+
+    def __init__(
+        self,
+        model: SequenceModel | None,
+        *,
+        lookup: bool = False,
+        remember: int = 0,
+        context_length: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if model is None and not lookup:
+            raise ValueError("guesses must come from somewhere")
+        self.model, self.lookup, self.clock = model, lookup, clock
+        self.past = PastOutputs(remember) if remember else None
+        self.context_length = model.context_length if model else context_length
+        self.experience, self.calibration = Experience(), Calibration()
+        self.chances: deque[float] = deque(maxlen=_REMEMBERED)
+
+    @property
+    def names(self) -> tuple[Source, ...]:
+        """Which sources there are."""
+        present = {"model": self.model, "ngram": self.lookup, "past": self.past is not None}
+        return tuple(source for source in SOURCES if present[source])
+
+    def open(self, sampling: Sampling, guessed: range = range(0)) -> "Drafter":
+        """A drafter for one more request, of whose chain the positions `guessed` are guesses.
+
+        Raises:
+            RuntimeError: if the model has no slot free.
+        """
+        return Drafter(self, sampling, guessed)
+
+    def gain(self, chance: float) -> float:
+        """What asking the model is expected to add to a guess of this chance."""
+        if not self.chances:  # nothing known: as if all chances were equally frequent
+            return (1 - chance) ** 2 / 2
+        return sum(max(0.0, other - chance) for other in self.chances) / len(self.chances)
+
+
+class Drafter:
+    """Guesses what follows one chain, of which it is handed all tokens each time.
+
+    Attributes:
+        sampling: what the request asks for.
+        feeds_to: the length that the pass in progress gives the model's cache.
+    """
+
+    def __init__(self, sources: Sources, sampling: Sampling, guessed: range) -> None:
+        self.sampling = sampling
+        self.feeds_to = 0
+        self._sources, self._model = sources, sources.model
+        self._sampler = Sampler(sampling)
+        self._slot = self._model.open() if self._model else 0
+        self._ngrams: NGrams | None = None
+        if sources.lookup:
+            self._ngrams = NGrams(sources.context_length, sources.experience, sources.past)
+        # Whoever made them may have drawn them.
+        self._pending = {at: _Pending(1.0, sampling.rejects, None, None) for at in guessed}
+
+    @property
+    def looks_up(self) -> bool:
+        """Whether `look_up` can find anything."""
+        return self._ngrams is not None
+
+    @property
+    def computes(self) -> bool:
+        """Whether there is a model."""
+        return self._model is not None
+
+    def look_up(self, tokens: Sequence[int], room: int, *, may_compute: bool) -> list[Proposal]:
+        """Guesses for the next positions that take no pass of the model.
+
+        Args:
+            tokens: the chain.
+            room: how many guesses it has room for.
+            may_compute: whether the model can be asked instead.
+
+        Returns:
+            Nothing where nothing is found, or where asking the model is worth its time.
+        """
+        run: list[Proposal] = []
+        if self._ngrams is None or any(pending.drawn for pending in self._pending.values()):
+            return run
+        chain, stops = list(tokens), self.sampling.stop_token_ids
+        reached = math.prod(pending.chance for pending in self._pending.values())
+        while len(run) < min(room, LONGEST_RUN):
+            begun = self._sources.clock()
+            found = self._ngrams.find(chain)
+            if found is None or reached * found.chance < _NEGLIGIBLE:
+                break
+            if may_compute and self._sources.gain(found.chance) > _WORTH_A_PASS:
+                break
+            run.append(self._looked_up(found, begun))
+            self._pending[len(chain)] = _Pending(found.chance, False, None, found)
+            chain.append(found.token)
+            reached *= found.chance
+            if found.token in stops:
+                break
+        return run
+
+    def compute(
+        self, tokens: Sequence[int], chunk: int, interrupted: Callable[[], bool] | None
+    ) -> Proposal | None:
+        """One pass of the model; once its cache has all tokens but the last, it yields a guess.
+
+        Args:
+            tokens: the chain.
+            chunk: most tokens fed.
+            interrupted: asked now and then; once it says yes, the pass is dropped.
+
+        Returns:
+            None if the pass was dropped, or if there are more tokens to be fed.
+        """
+        assert self._model is not None
+        begun, length = self._sources.clock(), self._model.length(self._slot)
+        fed = tokens[length : length + chunk]
+        self.feeds_to = length + len(fed)
+        rows = 1 if self.feeds_to == len(tokens) else 0
+        logits = self._model.forward(self._slot, fed, rows, interrupted)
+        if not rows or logits is None:
+            return None
+        position = len(tokens)
+        guess = self._sampler.guess(logits[-1], position, tokens)
+        chance = self._sources.calibration.chance(guess.confidence)
+        self._sources.chances.append(chance)
+        found = None if self._ngrams is None else self._ngrams.find(tokens)
+        said = (guess.token, guess.confidence)
+        if found and found.chance > chance:
+            self._pending[position] = _Pending(found.chance, False, said, found)
+            return self._looked_up(found, begun)
+        drawn = guess.law is not None and len(guess.law.ids) > 1
+        self._pending[position] = _Pending(chance, drawn, said, found)
+        guess = guess._replace(confidence=chance)
+        return Proposal(guess, "model", begun, self._sources.clock())
+
+    def settle(self, start: int, tokens: Sequence[int]) -> None:
+        """Learn from what was committed at the positions from `start` on.
+
+        All tokens but the last were guessed right, as far as they were guessed.
+        """
+        for position, token in enumerate(tokens, start):
+            pending = self._pending.pop(position, None)
+            if pending is None:
+                continue
+            if pending.said:
+                guessed, confidence = pending.said
+                self._sources.calibration.note(confidence, guessed == token)
+            if pending.found:
+                found = pending.found
+                self._sources.experience.note(found.evidence, found.token == token)
+
+    def truncate(self, length: int) -> None:
+        """The chain was cut back to so many tokens."""
+        if self._model:
+            self._model.truncate(self._slot, min(length, self._model.length(self._slot)))
+        if self._ngrams is not None:
+            self._ngrams.truncate(length)
+        self._pending = {at: kept for at, kept in self._pending.items() if at < length}
+
+    def close(self, output: Sequence[int] = ()) -> None:
+        """The request ended with these tokens."""
+        if self._model:
+            self._model.close(self._slot)
+        if self._sources.past is not None:
+            self._sources.past.remember(output)
+
+    def _looked_up(self, found: Finding, begun: float) -> Proposal:
+        law = GuessLaw((found.token,), (1.0,)) if self.sampling.rejects else None
+        guess = Guess(found.token, found.chance, law)
+        return Proposal(guess, found.evidence.source, begun, self._sources.clock())

@@ -1,0 +1,69 @@
+"""A head for part of the vocabulary: what it covers is right, what it doesn't can't be guessed."""
+
+import numpy as np
+import pytest
+import torch
+
+from specpipe.models.linear import pack_linear
+from specpipe.models.loader import load_model
+from specpipe.models.partial_head import MOST_SEEN, PartialHead
+from specpipe.sampler import Sampler
+from tests.toys import sampling
+
+COVERED = 40
+
+
+def forward(model, tokens):
+    slot = model.open()
+    logits = model.forward(slot, tokens, 1)
+    model.close(slot)
+    return logits[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_covered_and_seen_tokens_have_the_whole_heads_logits(tiny_gguf, dtype) -> None:
+    """A seen token's row without the norm's weight, or at another id, is guessed at random."""
+    path = tiny_gguf("draft.gguf")
+    whole = load_model(path, dtype=dtype)
+    partial = load_model(path, dtype=dtype, head_tokens=COVERED, kept_tokens=[COVERED + 3])
+    last = whole.vocab_size - 1
+    tokens = [1, last, COVERED + 9, 2]
+    expected, found = forward(whole, tokens), forward(partial, tokens)
+    covered = [*range(COVERED), COVERED + 3, COVERED + 9, last]
+    np.testing.assert_allclose(found[covered], expected[covered], atol=2e-3)
+    others = np.setdiff1d(np.arange(whole.vocab_size), covered)
+    assert len(others)
+    assert np.isneginf(found[others]).all()
+
+
+@pytest.mark.parametrize("acceptance", ["coupled", "rejection"])
+def test_what_is_not_covered_is_never_guessed(tiny_gguf, acceptance) -> None:
+    """A chance of zero must be none: not a logarithm of it, not an entry of a law that travels."""
+    model = load_model(tiny_gguf("draft.gguf"), head_tokens=COVERED)
+    logits = forward(model, [1, 2])
+    for temperature in (0.0, 1.0, 8.0):
+        params = sampling(temperature, acceptance=acceptance, repetition_penalty=1.3)
+        sampler = Sampler(params)
+        for position in range(2, 60):
+            guess = sampler.guess(logits, position, [1] * position)
+            assert guess.token < COVERED
+            assert 0 < guess.confidence <= 1
+            if guess.law:
+                assert all(chance > 0 for chance in guess.law.chances)
+                assert max(guess.law.ids) < COVERED
+
+
+def test_the_oldest_seen_tokens_make_room() -> None:
+    """Memory that grows with the text, or a row that two tokens share."""
+    rows = torch.randn(MOST_SEEN + 500, 8)
+    head = PartialHead(pack_linear(rows[:16], torch.float32), rows, torch.ones(8), always=[16])
+    head.see(range(17, MOST_SEEN + 400))
+    x = torch.randn(2, 8)
+    expected, found = x @ rows.T, head(x)
+    finite = torch.isfinite(found[0])
+    assert int(finite.sum()) == 16 + MOST_SEEN
+    assert finite[16], "kept in any case"
+    assert not finite[17]
+    assert finite[MOST_SEEN + 399]
+    assert not finite[MOST_SEEN + 400]
+    torch.testing.assert_close(found[:, finite], expected[:, finite], atol=1e-4, rtol=1e-4)
