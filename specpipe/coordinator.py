@@ -321,7 +321,7 @@ class Coordinator:
         count, ahead = self._policy.decide(situation)
         sequence.pause_at = None if ahead is None else sequence.chain_length + ahead
         if count is not None:
-            sequence.sent_at, sequence.sent_alone = self._now, self._rests(sequence)
+            sequence.note_sending(self._now, alone=self._rests(sequence))
             self._send("target", sequence.verify(self._next_id(), count))
             return
         self._wait(sequence)

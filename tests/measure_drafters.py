@@ -16,7 +16,7 @@ from specpipe.actors import Completion, Config, Pipeline, SamplingParams
 from tests.prompts import prompts
 
 EACH = int(os.environ.get("SPECPIPE_EACH", "3"))  # prompts of a kind
-TOKENS = 64
+TOKENS = 128
 ONE_CORE = {"target": {"device": "cpu:1"}}
 SETTINGS = {
     "target alone": {"draft": {"model": "none"}, **ONE_CORE},
