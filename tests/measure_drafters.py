@@ -127,11 +127,13 @@ def main() -> None:
             prompts_of: dict[str, list[list[int]]] = defaultdict(list)
             for pipeline in pipelines.values():  # a warm-up
                 pipeline.generate(["Why is the sky blue?"], params)
-            for kind, text in chosen():
+            for turn, (kind, text) in enumerate(chosen()):
                 results = by_kind.setdefault(kind, {name: [] for name in pipelines})
                 prompts_of[kind].append(pipelines["target alone"].pair.encode(text))
-                for name, pipeline in pipelines.items():
-                    results[name] += pipeline.generate([text], params)
+                names = list(pipelines)
+                for i in range(len(names)):  # each of them comes first as often as any other
+                    name = names[(turn + i) % len(names)]
+                    results[name] += pipelines[name].generate([text], params)
             report(temperature, by_kind)
             replay(by_kind, prompts_of)
 
