@@ -315,13 +315,10 @@ class Coordinator:
             self._now,
             free_guesses=self.workers["draft"].guesses_freely,
         )
-        if situation.may_wait and not situation.confidences and self._owes_word(sequence):
-            self._wait(sequence)
-            return
         count, ahead = self._policy.decide(situation)
         sequence.pause_at = None if ahead is None else sequence.chain_length + ahead
-        if count is not None:
-            sequence.sent_at, sequence.sent_alone = self._now, self._rests(sequence)
+        if count is not None and not (situation.may_wait and self._owes_word(sequence)):
+            sequence.note_sending(self._now, alone=self._rests(sequence))
             self._send("target", sequence.verify(self._next_id(), count))
             return
         self._wait(sequence)
@@ -342,8 +339,9 @@ class Coordinator:
         return self._limits(sequence)[1] <= sequence.chain_length
 
     def _owes_word(self, sequence: SequenceState) -> bool:
-        """Whether a word of the draft is due that takes next to no time."""
-        return sequence.word_due is not None and self.workers["draft"].guesses_freely
+        """Whether nothing waits, and a word of the draft is due that takes next to no time."""
+        due = sequence.word_due is not None and not sequence.waiting
+        return due and self.workers["draft"].guesses_freely
 
     def _inform_draft(self, sequence: SequenceState) -> None:
         """Send the draft what was committed, and how far it may go on."""

@@ -76,13 +76,19 @@ class Duration:
 
 
 class Rate:
-    """Tokens per second, of a kind of pass."""
+    """Tokens per second, of a kind of pass.
+
+    Attributes:
+        passes: how many there were.
+    """
 
     def __init__(self, keep: float) -> None:
         self._tokens, self._seconds = Average(keep), Average(keep)
+        self.passes = 0
 
     def add(self, tokens: int, seconds: float) -> None:
         """Take one more pass."""
+        self.passes += 1
         self._tokens.add(tokens)
         self._seconds.add(max(seconds, _LEAST_S))
 
@@ -150,13 +156,14 @@ class Costs:
         step: seconds from one drafted token to the next.
         passes, chances: see there.
         alone: passes of the target while no model works beside it.
-        alone_rate: what it then writes.
+        alone_rate, working_rate: what it writes then, and what beside a model at work since the
+            latest trial began.
     """
 
     def __init__(self) -> None:
         self.step = Duration(0.99)
         self.passes, self.alone = PassTimes(), PassTimes()
-        self.alone_rate = Rate(0.97)
+        self.alone_rate, self.working_rate = Rate(0.97), Rate(0.98)
         self.chances = Chances()
         self._lag = Average(0.98)
         self._overrun = Average(0.98)
@@ -178,9 +185,15 @@ class Costs:
         """A verdict came."""
         if verification.alone:
             self.alone.note(verification.guesses, verification.seconds)
-            self.alone_rate.add(verification.accepted + 1, verification.seconds)
+        rate = self.alone_rate if verification.alone else self.working_rate
+        rate.add(verification.accepted + 1, verification.waited + verification.seconds)
         if verification.guesses or not verification.alone:
             self.passes.note(verification.guesses, verification.seconds)
+
+    def begin_trial(self) -> None:
+        """Forget most of what is known of the draft."""
+        self.chances.doubt()
+        self.working_rate = Rate(0.98)
 
     @property
     def lag(self) -> float:

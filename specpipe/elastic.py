@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 from specpipe.costs import Costs
 from specpipe.policy import Decision, Judged, Situation, Verified
+from specpipe.resting import Resting
 from specpipe.semi_markov import TIE, Plan, Problem, solve
 
 _LOOK_EVERY = 16  # verifications, to see whether the costs have moved
@@ -85,7 +86,7 @@ class Elastic:
         self.costs = Costs()
         self._rule: _Rule | None = None
         self._unlooked = 0
-        self._resting = _Resting()
+        self._resting = Resting()
 
     @property
     def plan(self) -> Plan | None:
@@ -123,8 +124,8 @@ class Elastic:
             return
         if self._rule is None or _has_moved(self._rule.plan.problem, problem):
             self._rule = _Rule(solve(problem))
-        if self._resting.consider(self._rule.plan, self.costs.alone_rate.value):
-            self.costs.chances.doubt()  # what the draft is like may have changed meanwhile
+        if self._resting.consider(self._rule.plan, self.costs):
+            self.costs.begin_trial()  # what the draft is like may have changed meanwhile
 
     def _problem(self) -> Problem | None:
         costs, step = self.costs, self.costs.step.mean
@@ -253,52 +254,3 @@ def _has_moved(old: Problem, new: Problem) -> bool:
         ):
             return True
     return abs(new.step / old.step - 1) > 0.03
-
-
-class _Resting:
-    """Whether the draft rests because the target alone is faster.
-
-    Attributes:
-        now: it does.
-        has_free_guesses: whether there are guesses all the same, by looking up.
-    """
-
-    _TRIAL = 24  # passes of a trial of the draft
-    _PROBE, _FREE_PROBE = 4, 16  # of the target alone, and with guesses that are free
-    _FIRST, _LONGEST = 64, 1024
-    _MOST_CONTENTION = 1.6  # by how much a working draft can be thought to slow the target
-    _MOST_FREE = 2.0  # how many tokens a pass free guesses can be thought to bring
-
-    def __init__(self) -> None:
-        self.now = self.has_free_guesses = False
-        self._probing = self._trying = False
-        self._left = self._until_probe = self._rest = self._FIRST
-
-    def note_pass(self) -> None:
-        """One pass of the target more."""
-        self._left -= 1
-
-    @property
-    def due(self) -> bool:
-        """Whether a trial, a probe or a rest is over."""
-        return self._left <= 0
-
-    def consider(self, plan: Plan, alone_rate: float | None) -> bool:
-        """Change sides, if that is better or must be found out; whether a trial begins."""
-        pays = alone_rate is None or plan.rate >= alone_rate
-        if self.now:
-            if self.due:
-                self.now, self._trying = False, not self._probing
-                self._left = self._TRIAL if self._trying else self._until_probe
-                return self._trying
-        elif not pays and (self.due or not self._trying):
-            self.now, self._probing, self._left = True, False, self._rest
-            self._rest = min(2 * self._rest, self._LONGEST)
-        elif self.due:
-            self._rest, self._trying, self._left = self._FIRST, False, self._until_probe
-            bound = self._MOST_CONTENTION * (self._MOST_FREE if self.has_free_guesses else 1)
-            if plan.rate * plan.problem.passes[0] < bound:
-                self.now = self._probing = True
-                self._left = self._FREE_PROBE if self.has_free_guesses else self._PROBE
-                self._until_probe = min(2 * self._until_probe, self._LONGEST)
-        return False

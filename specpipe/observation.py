@@ -40,7 +40,12 @@ class Observation:
         if len(sequence.extend.tokens) != guesses + 1:
             return
         verification = Verified(
-            sequence.request, guesses, accepted, now - sent_at, sequence.sent_alone
+            sequence.request,
+            guesses,
+            accepted,
+            now - sent_at,
+            sequence.sent_alone,
+            sequence.waited,
         )
         for observer in self._observers:
             observer.verified(verification)

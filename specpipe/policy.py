@@ -85,7 +85,8 @@ class Verified(NamedTuple):
         guesses: drafted tokens in the block; the forward pass had one row more.
         accepted: how many of them stand.
         seconds: from sending the block to the verdict's arrival.
-        alone: whether the draft rested all the while.
+        alone: whether no model of a draft worked all the while.
+        waited: seconds for which the target idled before, since its last verdict.
     """
 
     request: int
@@ -93,6 +94,7 @@ class Verified(NamedTuple):
     accepted: int
     seconds: float
     alone: bool
+    waited: float = 0.0
 
 
 class Observer(Protocol):

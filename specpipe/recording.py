@@ -63,7 +63,7 @@ class Recorder:
 
     def verified(self, verification: Verified) -> None:
         """See Observer."""
-        request, guesses, accepted, seconds, alone = verification
+        request, guesses, accepted, seconds, alone, _ = verification
         line = {"type": "pass", "request": request, "rows": guesses + 1, "accepted": accepted}
         self._lines.append(line | {"seconds": seconds, "alone": alone})
 

@@ -105,7 +105,8 @@ class SequenceState:
         word_due: the serial at which the draft had to begin anew, if it has not said yet what it
             is about; a draft that can guess at no cost does so in a fraction of a millisecond.
         run: how many guesses were taken since the draft last began anew.
-        sent_at: when the extend was sent; `sent_alone`: whether the draft was made to rest then.
+        sent_at: when the extend was sent; `sent_alone`: whether no model of a draft worked then;
+            `waited`: for how long the target had idled, which it did since `idle_since`.
     """
 
     request: int
@@ -135,6 +136,8 @@ class SequenceState:
     run: int = 0
     sent_at: float = 0.0
     sent_alone: bool = False
+    waited: float = 0.0
+    idle_since: float | None = None
     _commit_serials: list[int] = field(default_factory=list)
 
     @property
@@ -234,6 +237,7 @@ class SequenceState:
         """Make tokens final, drop what they contradict; returns what became of the guesses."""
         start, resting = len(self.committed), not self.drafting
         self.serial += 1
+        self.idle_since = now
         sent, pending = len(self.in_flight), self.in_flight + self.waiting
         self.committed += tokens
         self._commit_serials += [self.serial] * len(tokens)
@@ -286,6 +290,11 @@ class SequenceState:
         self.pace.known, self.word_due = False, self.serial
         tokens, committed = tuple(self.chain()), len(self.committed)
         return Open(self.request, self.serial, tokens, committed, *limits, self.sampling)
+
+    def note_sending(self, now: float, *, alone: bool) -> None:
+        """Work for the target is on its way."""
+        self.sent_at, self.sent_alone = now, alone
+        self.waited = 0.0 if self.idle_since is None else now - self.idle_since
 
     def verify(self, extend_id: int, count: int) -> Extend:
         """Send the first `count` waiting tokens, after whatever the target's cache still lacks."""

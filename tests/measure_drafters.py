@@ -13,10 +13,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from specpipe.actors import Completion, Config, Pipeline, SamplingParams
+from specpipe.elastic import Elastic
 from tests.prompts import prompts
+from tests.replay_drafter import OneChance, Text, speed
 
 EACH = int(os.environ.get("SPECPIPE_EACH", "3"))  # prompts of a kind
-TOKENS = 64
+TOKENS = 128
 ONE_CORE = {"target": {"device": "cpu:1"}}
 SETTINGS = {
     "target alone": {"draft": {"model": "none"}, **ONE_CORE},
@@ -97,6 +99,22 @@ def report(temperature: float, by_kind: dict[str, Results]) -> None:
         )
 
 
+def replay(by_kind: dict[str, Results], prompts_of: dict[str, list[list[int]]]) -> None:
+    """What the rule gains by each look-up's own chance, on the texts that the target wrote."""
+    texts = [
+        Text(prompt, completion.token_ids)
+        for kind, results in by_kind.items()
+        for prompt, completion in zip(prompts_of[kind], results["target alone"], strict=True)
+    ]
+    for row_cost in (0.05, 0.1, 0.2):
+        own, mean = (speed(texts, policy, row_cost) for policy in (Elastic(), OneChance()))
+        print(
+            f"replayed, each row {row_cost} passes: {own:.3f} times the target alone by each "
+            f"guess's own chance, {mean:.3f} by the mean of all",
+            flush=True,
+        )
+
+
 def main() -> None:
     with ExitStack() as stack:
         pipelines = {
@@ -106,13 +124,18 @@ def main() -> None:
         for temperature in (0.0, 1.0):
             params = SamplingParams(max_tokens=TOKENS, temperature=temperature, seed=20)
             by_kind: dict[str, Results] = {}
+            prompts_of: dict[str, list[list[int]]] = defaultdict(list)
             for pipeline in pipelines.values():  # a warm-up
                 pipeline.generate(["Why is the sky blue?"], params)
-            for kind, text in chosen():
+            for turn, (kind, text) in enumerate(chosen()):
                 results = by_kind.setdefault(kind, {name: [] for name in pipelines})
-                for name, pipeline in pipelines.items():
-                    results[name] += pipeline.generate([text], params)
+                prompts_of[kind].append(pipelines["target alone"].pair.encode(text))
+                names = list(pipelines)
+                for i in range(len(names)):  # each of them comes first as often as any other
+                    name = names[(turn + i) % len(names)]
+                    results[name] += pipelines[name].generate([text], params)
             report(temperature, by_kind)
+            replay(by_kind, prompts_of)
 
 
 if __name__ == "__main__":

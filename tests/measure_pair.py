@@ -17,11 +17,14 @@ SETTINGS = {
     "target alone, one core": {"draft": {"model": "none"}, "target": {"device": "cpu:1"}},
     "target alone, all cores": {"draft": {"model": "none"}},
     "its own draft, take_all": {
-        "draft": {"model": "smollm2"},
+        "draft": {"model": "smollm2", "drafter": "model"},
         "pipeline": {"policy": "take_all"},
     },
-    "pruned draft, take_all": {"pipeline": {"policy": "take_all"}},
-    "pruned draft, elastic": {},
+    "pruned draft, take_all": {
+        "draft": {"drafter": "model"},
+        "pipeline": {"policy": "take_all"},
+    },
+    "pruned and look-ups, elastic": {},
 }
 
 
@@ -40,7 +43,7 @@ def report(name: str, completions: list[Completion], reference: list[Completion]
     verifying = sum(m.verifying.total() for m in metrics)
     same = sum(a.token_ids == b.token_ids for a, b in zip(reference, completions, strict=True))
     print(
-        f"{name:<24} {speed:6.1f} tokens/s, {statistics.median(ratios):.2f} x the first (median), "
+        f"{name:<28} {speed:6.1f} tokens/s, {statistics.median(ratios):.2f} x the first (median), "
         f"acceptance {share(accepted, sum(m.sent for m in metrics))}, "
         f"{share(sum(m.completion_tokens for m in metrics), passes)} tokens a pass, "
         f"overlap {share(sum(m.verifying.common(m.drafting) for m in metrics), verifying)}, "

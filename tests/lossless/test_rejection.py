@@ -90,6 +90,15 @@ POLICIES = {
 }
 
 
+def verified(ids: list[int], block: Sequence[Guess], target: Sampler) -> list[int]:
+    """The tokens that one pass of the target commits: what it accepts of a block, and one more."""
+    chain = [*ids, *(guess.token for guess in block)]
+    rows = np.stack([TARGET(chain[:end]) for end in range(len(ids), len(chain) + 1)])
+    tokens, laws = chain[len(ids) :], [guess.law for guess in block if guess.law]
+    accepted, token = judge(rows, tokens, len(ids), target, laws=laws, tokens=chain)
+    return [*tokens[:accepted], token]
+
+
 def write(policy: Policy, params: Sampling, rng: random.Random) -> Text:
     """One text of LENGTH tokens, by a draft that runs ahead and a target that judges."""
     target, draft = Sampler(params), Sampler(params)
@@ -109,11 +118,7 @@ def write(policy: Policy, params: Sampling, rng: random.Random) -> Text:
         block = waiting[: policy.count(waiting, rng)]
         for _ in range(policy.ahead(rng)):
             guess()
-        chain = [*ids, *(guess.token for guess in block)]
-        rows = np.stack([TARGET(chain[:end]) for end in range(len(ids), len(chain) + 1)])
-        tokens, laws = chain[len(ids) :], [guess.law for guess in block if guess.law]
-        accepted, token = judge(rows, tokens, len(ids), target, laws=laws, tokens=chain)
-        committed = [*tokens[:accepted], token]
+        committed = verified(ids, block, target)
         ids += committed
         same = [g.token for g in waiting[: len(committed)]] == committed
         waiting[:] = waiting[len(committed) :] if same else []
@@ -333,11 +338,7 @@ def write_drafted(policy: Policy, params: Sampling, rng: random.Random, sources:
         block = waiting[: policy.count(waiting, rng)]
         for _ in range(policy.ahead(rng)):
             guess()
-        judged = [*ids, *(guess.token for guess in block)]
-        rows = np.stack([TARGET(judged[:end]) for end in range(len(ids), len(judged) + 1)])
-        tokens, laws = judged[len(ids) :], [guess.law for guess in block if guess.law]
-        accepted, token = judge(rows, tokens, len(ids), target, laws=laws, tokens=judged)
-        committed = [*tokens[:accepted], token]
+        committed = verified(ids, block, target)
         guessed = [guess.token for guess in waiting[: len(committed)]]
         same = 0
         while same < len(guessed) and guessed[same] == committed[same]:

@@ -435,6 +435,21 @@ def test_no_word_is_awaited_of_a_draft_that_only_computes() -> None:
     assert len(desk.sent(Extend)) == 1
 
 
+def test_a_pause_of_the_model_holds_while_its_word_is_awaited() -> None:
+    """Told too late, the draft begins a pass that nobody wants, in place of a look-up."""
+
+    class Pausing(TakeWaiting):
+        def decide(self, situation: Situation) -> Decision:
+            return super().decide(situation)._replace(ahead=0)
+
+    desk = Desk(Pausing(), **FREE)
+    desk.tell(Opened(0, 1))
+    desk.verdict(0, 4)
+    assert desk.sent(Extend) == []
+    (commit,) = desk.sent(Commit)
+    assert commit.rest_at == 4 < commit.limit
+
+
 def test_counts_are_kept_by_source() -> None:
     """Summed up, a source that is always wrong hides behind one that is right."""
     desk = Desk(**FREE)

@@ -195,7 +195,7 @@ def calibrated(policy: Elastic) -> Elastic:
         ([0.95] * 8, 0.1, 8),
         ([0.95, 0.95, 0.05, 0.95], 0.1, 2),
         ([0.25], 0.1, 1),
-        ([0.25], 2.0, 0),
+        ([0.05], 0.5, 0),
         ([0.05], 0.0, 1),
         ([], 0.1, 0),
     ],
@@ -220,3 +220,34 @@ def test_a_model_that_rests_leaves_look_ups_to_be_sent():
             break
     decision = policy.decide(Situation([0.95] * 3, 50, may_wait=False, free_guesses=True))
     assert decision == Decision(3, 0)
+
+
+def hybrid_passes(policy: Elastic, count: int, working_s: float, alone_s: float) -> list[bool]:
+    """Passes of a target whose draft looks up as well; in which of them the model worked."""
+    worked = []
+    for _ in range(count):
+        decision = policy.decide(Situation([0.5], 50, may_wait=False, free_guesses=True))
+        rests = decision.ahead == 0
+        worked.append(not rests)
+        policy.drafted(0.9)
+        seconds = alone_s if rests else working_s
+        policy.verified(Verified(0, 1, 1, seconds, alone=rests))
+        policy.judged([Judged(0, 0, 0, 0.5, True, 0.0, 0.0)])
+        policy.reflect()
+    return worked
+
+
+def test_beside_look_ups_a_model_works_only_while_that_is_faster_as_measured():
+    """Its guesses may be right and still slow the target down: a plan does not know how much."""
+    policy = Elastic()
+    worked = hybrid_passes(policy, 1000, working_s=1.5, alone_s=1.0)
+    assert sum(worked) < 150
+    assert any(worked[200:]), "never tried again"
+    worked = hybrid_passes(policy, 2000, working_s=0.5, alone_s=1.0)
+    assert sum(worked[1200:]) > 700, "a model that helps is not let in"
+
+
+def test_a_slow_model_is_not_tried_first():
+    """The first answer of a process would be its slowest."""
+    worked = hybrid_passes(Elastic(), 60, working_s=1.0, alone_s=1.0)
+    assert sum(worked) < 8
