@@ -352,7 +352,7 @@ def write_drafted(policy: Policy, params: Sampling, rng: random.Random, sources:
     return tuple(ids[len(PROMPT) : len(PROMPT) + LENGTH])
 
 
-def count_drafted(policy: Policy, runs: int = RUNS) -> Counter[Text]:
+def count_drafted(policy: Policy, runs: int = RUNS // 2) -> Counter[Text]:
     """How often each text is written; counts what was looked up, too."""
     params, rng = sampling(**OPTIONS), random.Random(6)
     sources = Sources(ToyModel(DRAFT, context_length=64), lookup=True)

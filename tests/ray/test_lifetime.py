@@ -76,6 +76,7 @@ def test_ctrl_c_ends_a_run_soon_and_cleanly(smollm2, nothing_left):
     assert process.returncode == 130
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_run_soon_and_cleanly(smollm2, nothing_left):
     """Ray would take the signal over, and the program would not unwind."""
     process = start(smollm2, "--no-draft")
@@ -159,6 +160,7 @@ def test_a_ray_at_an_address_is_used_and_left_running(alone, nothing_left, start
     socket.create_connection(("127.0.0.1", int(started_ray.split(":")[1])), timeout=5).close()
 
 
+@pytest.mark.slow
 def test_the_last_of_two_pipelines_ends_the_ray_that_the_first_one_started(alone, nothing_left):
     """Otherwise closing one pipeline would pull Ray from under the other."""
     first = Pipeline.launch(alone)
@@ -194,6 +196,7 @@ def running_ray():
     ray.shutdown()
 
 
+@pytest.mark.slow
 def test_a_launch_that_takes_too_long_names_what_it_waited_for(smollm2, running_ray):
     """Ray would wait for a resource for ever, without a word."""
     config = Config().override(

@@ -194,6 +194,7 @@ def test_a_repository_that_is_not_there_is_named(hub, tmp_path) -> None:
         resolve("toys/None", tmp_path)
 
 
+@pytest.mark.slow
 def test_without_a_network_there_is_one_clear_line(tmp_path, monkeypatch, toy) -> None:
     point_client_to("http://127.0.0.1:9", tmp_path, monkeypatch)
     for ask in (
