@@ -19,7 +19,7 @@ _PROBE, _FREE_PROBE = 4, 16  # passes of the target alone, and with guesses that
 _FIRST, _LONGEST = 64, 1024
 _MOST_CONTENTION = 1.6  # by how much a working model can be thought to slow the target
 _MOST_FREE = 2.0  # how many tokens a pass look-ups can be thought to bring
-_SLOW = 2.0  # a model of which fewer steps fit into a pass is tried later, not first
+_SLOW = 1.5  # a model of which fewer steps fit into a pass is tried later, not first
 
 
 class Resting:
