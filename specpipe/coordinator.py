@@ -318,8 +318,9 @@ class Coordinator:
         count, ahead = self._policy.decide(situation)
         sequence.pause_at = None if ahead is None else sequence.chain_length + ahead
         if count is not None and not (situation.may_wait and self._owes_word(sequence)):
-            sequence.note_sending(self._now, alone=self._rests(sequence))
+            rests = self._rests(sequence)
             self._send("target", sequence.verify(self._next_id(), count))
+            sequence.note_sending(self._now, rests=rests)
             return
         self._wait(sequence)
 

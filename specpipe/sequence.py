@@ -291,9 +291,13 @@ class SequenceState:
         tokens, committed = tuple(self.chain()), len(self.committed)
         return Open(self.request, self.serial, tokens, committed, *limits, self.sampling)
 
-    def note_sending(self, now: float, *, alone: bool) -> None:
-        """Work for the target is on its way."""
-        self.sent_at, self.sent_alone = now, alone
+    def note_sending(self, now: float, *, rests: bool) -> None:
+        """A block is on its way; whether the draft's model rests meanwhile.
+
+        A pass over guesses that the model made is none of a target alone, though the model be done.
+        """
+        by_model = any(guess.source == "model" for guess in self.in_flight)
+        self.sent_at, self.sent_alone = now, rests and not by_model
         self.waited = 0.0 if self.idle_since is None else now - self.idle_since
 
     def verify(self, extend_id: int, count: int) -> Extend:

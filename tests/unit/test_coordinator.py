@@ -33,7 +33,7 @@ from specpipe.messages import (
 from specpipe.metrics import Source
 from specpipe.policy import Decision, Policy, Situation
 from specpipe.sampling import GuessLaw
-from specpipe.sequence import DraftState
+from specpipe.sequence import Drafted, DraftState
 from tests.toys import sampling
 
 GREEDY = sampling()
@@ -448,6 +448,18 @@ def test_a_pause_of_the_model_holds_while_its_word_is_awaited() -> None:
     assert desk.sent(Extend) == []
     (commit,) = desk.sent(Commit)
     assert commit.rest_at == 4 < commit.limit
+
+
+@pytest.mark.parametrize(("source", "alone"), [("model", False), ("ngram", True)])
+def test_guesses_of_a_model_that_is_done_are_not_the_targets_own_speed(
+    source: Source, alone: bool
+) -> None:
+    """At a request's end the model rests, and its last guesses are judged: taken for the speed of
+    the target alone, that is never reached again, and the model is let rest for ever."""
+    desk = Desk(TakeWaiting(), **FREE)
+    desk.sequence.in_flight = [Drafted(1, 0.5, source, 0.0, 0.0, 0)]
+    desk.sequence.note_sending(0.0, rests=True)
+    assert desk.sequence.sent_alone is alone
 
 
 def test_counts_are_kept_by_source() -> None:
