@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from specpipe.actors.cluster import gpu_count, ray_session
 from specpipe.actors.supervisor import Supervisor
@@ -17,11 +17,18 @@ from specpipe.config import Config
 from specpipe.devices import place
 from specpipe.errors import SpecpipeError
 from specpipe.hub_client import HubClient
-from specpipe.messages import Finish, Ready, Role, Submit, Tokens, Vocabulary
+from specpipe.messages import Finish, Origin, Ready, Role, Submit, Tokens, Vocabulary
 from specpipe.pair import ModelPair, Prompt
 from specpipe.recording import new_recording
 from specpipe.sampling import MAX_SEED, Sampling, SamplingParams, TokenLogprobs
 from specpipe.tokenizer import Detokenizer
+
+
+class Span(NamedTuple):
+    """A piece of text, and what the token is that completed it; None for what was held back."""
+
+    text: str
+    origin: Origin | None
 
 
 class Stream:
@@ -38,6 +45,7 @@ class Stream:
         self._updates: queue.SimpleQueue[Tokens | Finish] = queue.SimpleQueue()
         self._pieces: list[str] = []
         self._token_ids: list[int] = []
+        self._origins: list[Origin] = []
         self._logprobs: list[TokenLogprobs] = []
         self._completion: Completion | None = None
         hub.submit(request, self._updates.put)
@@ -45,7 +53,7 @@ class Stream:
     @property
     def completion(self) -> Completion:
         """The whole, once it is finished; waits for it."""
-        for _ in self:
+        for _ in self.spans():
             pass
         assert self._completion is not None
         return self._completion
@@ -55,19 +63,32 @@ class Stream:
         self._hub.abort(self._request.request)
 
     def __iter__(self) -> Iterator[str]:
+        return (span.text for span in self.spans())
+
+    def spans(self) -> Iterator[Span]:
+        """The pieces of text, token by token, each with its origin."""
         while self._completion is None:
             update = self._updates.get()
-            if isinstance(update, Tokens):
-                self._token_ids += update.tokens
-                self._logprobs += update.logprobs
-                piece = self._detokenizer.push(update.tokens)
-            else:
-                piece = self._detokenizer.flush()
-            self._pieces.append(piece)
             if isinstance(update, Finish):
+                rest = self._detokenizer.flush()
+                self._pieces.append(rest)
                 self._completion = self._complete(update)
-            if piece:
-                yield piece
+                spans = [Span(rest, None)]
+            else:
+                spans = self._take(update)
+            yield from (span for span in spans if span.text)
+
+    def _take(self, update: Tokens) -> list[Span]:
+        """Note committed tokens; returns what they add to the text.
+
+        All at once: whoever leaves between two pieces has not lost the second.
+        """
+        self._token_ids += update.tokens
+        self._origins += update.origins
+        self._logprobs += update.logprobs
+        pieces = [self._detokenizer.push([token]) for token in update.tokens]
+        self._pieces += pieces
+        return [Span(*each) for each in zip(pieces, update.origins, strict=True)]
 
     def _complete(self, finish: Finish) -> Completion:
         sampling = self._request.sampling
@@ -78,6 +99,7 @@ class Stream:
             cause=finish.cause,
             seed=sampling.seed,
             sample=sampling.sample,
+            origins=self._origins,
             logprobs=None if sampling.logprobs is None else self._logprobs,
             metrics=finish.metrics,
         )

@@ -1,77 +1,135 @@
-"""`specpipe run`: complete one prompt and stream the answer."""
+"""`specpipe run`: complete one prompt and stream the answer, or chat."""
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
 
-from specpipe.actors.pipeline import Pipeline, Stream, with_seed
+from specpipe.actors.pipeline import Pipeline, with_seed
+from specpipe.cli import answers
+from specpipe.cli.chat import Chat
 from specpipe.cli.options import configure, pipeline_options, sampling_options
 from specpipe.completion import Completion
 from specpipe.devices import format_cores
 from specpipe.errors import SpecpipeError, UserError
 from specpipe.messages import Ready, Role
-from specpipe.metrics import SOURCES, RequestMetrics
-from specpipe.pair import ModelPair
+from specpipe.pair import ModelPair, Prompt
+from specpipe.sampling import SamplingParams
 
 
 @click.command()
-@click.option("--prompt", help="What to complete. [default: standard input]")
+@click.option(
+    "--prompt", help="What to complete.  [default: standard input; on a terminal, a chat]"
+)
+@click.option(
+    "--prompt-file", type=click.Path(path_type=Path), help="A file that holds it, as UTF-8."
+)
+@click.option("--system", help="A system message, put before the prompt or the chat.")
 @click.option("--raw", is_flag=True, help="Take the prompt as it is, without the chat template.")
 @click.option("--no-draft", is_flag=True, help="Let the target work alone: the reference.")
 @pipeline_options
 @sampling_options
 @click.option("--n", type=int, help="How many answers to write.  [default: 1]")
 @click.option("--logprobs", type=int, help="With --json: log-probabilities of so many tokens.")
+@click.option(
+    "--show-accepted",
+    is_flag=True,
+    help="Colour the text, on a terminal, by what each token is: accepted, recovered or bonus.",
+)
 @click.option("--record", help="File to write the fate of each guess to, for `simulate --replay`.")
 @click.option("--json", "as_json", is_flag=True, help="End standard output with a JSON line.")
-def run(prompt: str | None, raw: bool, as_json: bool, **options: Any) -> None:
+def run(
+    *,
+    prompt: str | None,
+    prompt_file: Path | None,
+    system: str | None,
+    raw: bool,
+    show_accepted: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Complete a prompt; text goes to standard output, figures to standard error.
+
+    On a terminal, without a prompt, it is a chat.
 
     Example: specpipe run --prompt "Why is the sky blue?" --max-tokens 100
     """
     config = configure(options)
     if config.sampling.logprobs is not None and not as_json:
         raise UserError("--logprobs are shown in JSON only: add --json")
+    if raw and system is not None:
+        raise UserError("--raw and --system exclude each other: leave one out")
+    text = _text(prompt, prompt_file)
+    if text is None:
+        _check_chat(config.sampling, raw=raw, as_json=as_json)
     pair = ModelPair.find(config)
     pair.check(config.sampling)
-    tokens = pair.encode(_read_prompt() if prompt is None else prompt, raw=raw)
-    params = with_seed(config.sampling)
-    answers = []
+    if not pair.tokenizer.has_chat_template and (text is None or system is not None):
+        raise UserError(
+            f"{pair.target.name} has no chat template: give it a --prompt, and no --system"
+        )
+    tokens = None if text is None else pair.encode(_prompt(text, system), raw=raw)
     with Pipeline.launch(config, pair) as pipeline:
         for role, worker in sorted(pipeline.workers.items()):
             click.echo(_describe(role, worker, _name(role, pair)), err=True)
-        for sample in range(params.n):
-            with pipeline.stream(tokens, params, sample=sample) as stream:
-                _write(stream)
-            answers.append(stream.completion)
-            click.echo(_summary(answers[-1]), err=True)
-            if answers[-1].finish_reason == "error":
-                break
+        if show_accepted:
+            click.echo(answers.legend(), err=True)
+        if tokens is None:
+            Chat(pipeline, config.sampling, system, coloured=show_accepted).run()
+            return
+        written = _answer(pipeline, tokens, with_seed(config.sampling), coloured=show_accepted)
     if as_json:
-        figures = [answer.figures() for answer in answers]
-        record = figures[0] if params.n == 1 else {"samples": figures}
+        figures = [answer.figures() for answer in written]
+        record = figures[0] if config.sampling.n == 1 else {"samples": figures}
         click.echo(json.dumps(record | _devices(pipeline.workers)))
-    if answers[-1].finish_reason == "error":
-        raise SpecpipeError(answers[-1].cause)
+    if written[-1].finish_reason == "error":
+        raise SpecpipeError(written[-1].cause)
 
 
-def _read_prompt() -> str:
-    if sys.stdin.isatty():
-        raise UserError("there is no prompt: give one with --prompt, or on standard input")
+def _answer(
+    pipeline: Pipeline, tokens: list[int], params: SamplingParams, *, coloured: bool
+) -> list[Completion]:
+    """Write all answers that are wanted, or those up to the first error."""
+    written: list[Completion] = []
+    while len(written) < params.n and not (written and written[-1].finish_reason == "error"):
+        with pipeline.stream(tokens, params, sample=len(written)) as stream:
+            answers.write(stream.spans(), coloured=coloured)
+        written.append(stream.completion)
+        click.echo(answers.summary(written[-1]), err=True)
+    return written
+
+
+def _text(prompt: str | None, file: Path | None) -> str | None:
+    """The prompt, wherever it stands; None for a chat."""
+    if prompt is not None and file is not None:
+        raise UserError("--prompt and --prompt-file exclude each other: leave one out")
+    if prompt is not None:
+        return prompt
+    if file is None and sys.stdin.isatty():
+        return None
+    where = file or "standard input"
     try:
-        return sys.stdin.buffer.read().decode()
+        return (sys.stdin.buffer.read() if file is None else file.read_bytes()).decode()
     except UnicodeDecodeError as error:
-        raise UserError(f"standard input is not UTF-8 text: {error}; convert it") from None
+        raise UserError(f"{where} is not UTF-8 text: {error}; convert it") from None
+    except OSError as error:
+        raise UserError(f"cannot read the prompt in {where}: {error.strerror or error}") from None
 
 
-def _write(stream: Stream) -> None:
-    """Print the pieces as they come."""
-    for piece in stream:
-        click.echo(piece, nl=False)
-        sys.stdout.flush()
-    click.echo()
+def _prompt(text: str, system: str | None) -> Prompt:
+    """The prompt as a text, or as a conversation if there is a system message."""
+    if system is None or not text.strip():  # an empty one is refused as a text
+        return text
+    return [{"role": "system", "content": system}, {"role": "user", "content": text}]
+
+
+def _check_chat(params: SamplingParams, *, raw: bool, as_json: bool) -> None:
+    """Refuse what has no meaning in a chat."""
+    for flag, given in {"--raw": raw, "--json": as_json, "--n": params.n > 1}.items():
+        if given:
+            raise UserError(f"{flag} needs a prompt: give one with --prompt, or on standard input")
 
 
 def _name(role: Role, pair: ModelPair) -> str:
@@ -91,35 +149,3 @@ def _devices(workers: dict[Role, Ready]) -> dict[str, str | None]:
         "draft_device": workers["draft"].device if "draft" in workers else None,
         "target_device": workers["target"].device,
     }
-
-
-def _summary(completion: Completion) -> str:
-    """The line of figures."""
-    metrics = completion.metrics
-    parts = [
-        f"{metrics.completion_tokens} tokens",
-        f"{metrics.seconds:.2f} s",
-        f"{metrics.tokens_per_second or 0:.1f} tokens/s",
-        f"first after {metrics.time_to_first_token or 0:.2f} s",
-    ]
-    if metrics.drafted:
-        parts += [
-            f"acceptance {_acceptance(metrics)}",
-            f"{metrics.mean_acceptance_length or 0:.2f} tokens a target pass",
-            f"overlap {_percent(metrics.overlap)}",
-            f"useful {_percent(metrics.useful_overlap)}",
-            f"{metrics.rollbacks} rollbacks",
-        ]
-    return f"[{completion.finish_reason}] " + " | ".join(parts)
-
-
-def _acceptance(metrics: RequestMetrics) -> str:
-    """The share of sent guesses that stand; by source, where there are several."""
-    counts = {source: metrics.of_source(source) for source in SOURCES}
-    parts = [f"{s} {_percent(c.acceptance_rate)}" for s, c in counts.items() if c.sent]
-    whole = _percent(metrics.acceptance_rate)
-    return f"{whole} ({', '.join(parts)})" if len(parts) > 1 else whole
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.0%}"

@@ -44,7 +44,7 @@ from specpipe.messages import (
 from specpipe.metrics import RequestMetrics, SourceCounts, Spans
 from specpipe.sampling import GuessLaw, Sampling, TokenLogprobs
 
-VERSION = 3
+VERSION = 4
 MAX_MESSAGE_BYTES = 16 * 2**20
 MAX_ITEMS = 2**21
 MAX_INT = 2**63 - 1
@@ -121,7 +121,14 @@ def _read_bytes(value: Any) -> bytes:
     return value
 
 
+def _read_bool(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ProtocolError(f"expected true or false, got {_shown(value)}")
+    return value
+
+
 _PLAIN: dict[Any, _Reader] = {
+    bool: _read_bool,
     int: _read_int,
     float: _read_float,
     str: _read_text,
@@ -204,6 +211,11 @@ def _check_verdict(verdict: Verdict) -> None:
         raise ProtocolError("a verdict whose log-probabilities don't match its tokens in number")
 
 
+def _check_tokens(tokens: Tokens) -> None:
+    if len(tokens.origins) != len(tokens.tokens):
+        raise ProtocolError("committed tokens and their origins don't match in number")
+
+
 def _check_spans(spans: Spans) -> None:
     if len(spans.begun) != len(spans.ended):
         raise ProtocolError("stretches of time that don't begin and end in equal number")
@@ -213,6 +225,7 @@ _CHECKS: dict[type[Any], Callable[[Any], None]] = {
     Block: _check_block,
     GuessLaw: _check_law,
     Verdict: _check_verdict,
+    Tokens: _check_tokens,
     Spans: _check_spans,
 }
 _READERS = tuple(_record_reader(cls) for cls in _TYPES)

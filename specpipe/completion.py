@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+from specpipe.messages import Origin
 from specpipe.metrics import SOURCES, RequestMetrics
 from specpipe.sampling import TokenLogprobs
 from specpipe.stopping import FinishReason
@@ -21,6 +22,7 @@ class Completion:
         cause: one line, empty unless the reason is `error`.
         seed: that the tokens were drawn with; the same one gives the same output again.
         sample: which of the request's answers this is, from 0.
+        origins: whether each token is an accepted guess, recovered or bonus.
         logprobs: for each token, if they were asked for.
         metrics: counts and times.
     """
@@ -31,6 +33,7 @@ class Completion:
     cause: str
     seed: int
     sample: int
+    origins: list[Origin]
     logprobs: list[TokenLogprobs] | None
     metrics: RequestMetrics
 
@@ -42,6 +45,7 @@ class Completion:
             "text": self.text,
             "token_ids": self.token_ids,
             "prompt_tokens": metrics.prompt_tokens,
+            "cached_tokens": metrics.cached_tokens,
             "completion_tokens": metrics.completion_tokens,
             "finish_reason": self.finish_reason,
             "seed": self.seed,

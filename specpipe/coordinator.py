@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from specpipe.events import Command, Event, Send, StartTimer, TimerFired, urgency
+from specpipe.judgement import Decided, decide
 from specpipe.messages import (
     Abort,
     Block,
@@ -35,7 +36,6 @@ from specpipe.messages import (
 from specpipe.metrics import RequestMetrics
 from specpipe.observation import Observation
 from specpipe.policy import Observer, Policy
-from specpipe.sampling import TokenLogprobs
 from specpipe.sequence import BlockFate, DraftState, SequenceState
 from specpipe.stopping import FinishReason, StopRule
 from specpipe.worker_state import WorkerState
@@ -243,51 +243,40 @@ class Coordinator:
         if sequence := self._answered(event):
             sequence.extend = None
             sequence.target_length = event.length
+            sequence.metrics.cached_tokens += event.reused
 
     def _on_verdict(self, event: Verdict) -> None:
         sequence = self._answered(event)
         if sequence is None:
             return
-        block = sequence.in_flight
-        if event.accepted > len(block):
-            cause = f"the target accepted {event.accepted} of {len(block)} tokens"
+        if event.accepted > len(sequence.in_flight):
+            cause = f"the target accepted {event.accepted} of {len(sequence.in_flight)} tokens"
             self._finish(sequence, "error", cause)
             return
-        metrics = sequence.metrics
-        metrics.target_forwards += 1
-        if sequence.handover:
-            metrics.handovers.append(event.idle)
-        decided = [*(d.token for d in block[: event.accepted]), event.token]
-        tokens, reason = sequence.stop.cut(decided, self._left(sequence))
-        judged = block[: len(tokens)] if reason else block  # nothing counts after the end
-        metrics.blocks.append([d.token for d in judged])
-        for i, guess in enumerate(judged):
-            metrics.note_judged(guess.source, guess.begun, accepted=i < event.accepted)
-        metrics.verifying.add(event.begun, event.ended)
+        decided = decide(sequence, event, self._left(sequence))
         self._observation.verdict(sequence, event.accepted, self._now)
         sequence.target_length = len(sequence.committed) + event.accepted
-        self._commit(sequence, tokens, event.logprobs[: len(tokens)])
+        self._commit(sequence, decided)
         sequence.handover = bool(sequence.waiting)
-        if reason:
-            self._finish(sequence, reason)
+        if decided.reason:
+            self._finish(sequence, decided.reason)
 
-    def _commit(
-        self,
-        sequence: SequenceState,
-        tokens: Sequence[int],
-        logprobs: tuple[TokenLogprobs, ...],
-    ) -> None:
+    def _commit(self, sequence: SequenceState, decided: Decided) -> None:
         """Make tokens final: commits and rollbacks alike.
 
         The draft hears of it once it is decided how far it may go on.
         """
         start = len(sequence.committed)
+        tokens, origins, logprobs, _ = decided
         metrics = sequence.metrics
         metrics.completion_tokens += len(tokens)
         if metrics.first_token is None:
             metrics.first_token = self._now
-        self._observation.judged(sequence.commit(tokens, self._now))
-        self._commands.append(Tokens(sequence.request, start, tuple(tokens), logprobs))
+        judged, contradicts = sequence.commit(tokens, self._now)
+        self._observation.judged(judged)
+        self._commands.append(
+            Tokens(sequence.request, start, tuple(tokens), origins, contradicts, logprobs)
+        )
 
     # -- what follows from the state
 

@@ -16,6 +16,9 @@ MAX_TEXT = 4096
 
 Role = Literal["draft", "target"]
 ExhaustedReason = Literal["limit", "context", "stop", "nothing"]
+Origin = Literal["accepted", "recovered", "bonus"]
+"""What a committed token is: a guess that stands, the target's own in place of one that doesn't, or
+the target's own after a block that stands as a whole, be it empty."""
 
 
 # -- coordinator to draft
@@ -200,7 +203,7 @@ class Verdict:
 
     `begun` and `ended`: when the forward pass and the judging ran. `idle`: seconds from the leaving
     of the target's last answer to the arrival of this Extend. `logprobs`: of all these tokens, if
-    the request asked for them.
+    the request asked for them. `reused`: as in Progress.
     """
 
     request: int
@@ -212,16 +215,24 @@ class Verdict:
     ended: float
     idle: float
     logprobs: tuple[TokenLogprobs, ...] = ()
+    reused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """An Extend that judged nothing is done; the cache holds `length` tokens."""
+    """An Extend that judged nothing is done; the cache holds `length` tokens.
+
+    `begun` and `ended`: when the forward pass ran. `reused`: how many of the Extend's tokens were
+    not fed, since an earlier request had left them in the cache.
+    """
 
     request: int
     incarnation: int
     extend_id: int
     length: int
+    begun: float
+    ended: float
+    reused: int = 0
 
 
 # -- user to hub
@@ -288,11 +299,17 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Tokens became final; `start` counts from the beginning of the prompt."""
+    """Tokens became final; `start` counts from the beginning of the prompt.
+
+    `origins`: where each comes from. `contradicts`: whether they are not what was drafted in their
+    place, so that the draft has to go back (a rollback).
+    """
 
     request: int
     start: int
     tokens: tuple[int, ...]
+    origins: tuple[Origin, ...]
+    contradicts: bool
     logprobs: tuple[TokenLogprobs, ...] = ()
 
 

@@ -73,6 +73,7 @@ class RequestMetrics:
     Attributes:
         submitted, first_token, finished: moments on the coordinator's clock; seconds.
         prompt_tokens, completion_tokens: token counts.
+        cached_tokens: of the prompt, what an earlier request had left in the target's cache.
         target_forwards: forward passes that gave a verdict, empty blocks included.
         model, ngram, past: the guesses of each source.
         blocks: the tokens of each judged block, as far as they are counted, in order.
@@ -90,6 +91,7 @@ class RequestMetrics:
     first_token: float | None = None
     finished: float | None = None
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     completion_tokens: int = 0
     target_forwards: int = 0
     model: SourceCounts = field(default_factory=SourceCounts)

@@ -233,8 +233,12 @@ class SequenceState:
                 self.metrics.of_source(source).drafted += 1
         return BlockFate.TAKEN
 
-    def commit(self, tokens: Sequence[int], now: float) -> list[Judged]:
-        """Make tokens final, drop what they contradict; returns what became of the guesses."""
+    def commit(self, tokens: Sequence[int], now: float) -> tuple[list[Judged], bool]:
+        """Make tokens final, drop what they contradict.
+
+        Returns:
+            What became of the guesses, and whether some were contradicted.
+        """
         start, resting = len(self.committed), not self.drafting
         self.serial += 1
         self.idle_since = now
@@ -258,10 +262,11 @@ class SequenceState:
         self.waiting = [] if contradicted else pending[len(tokens) :]
         # Under the rejection rule, being equal to a bonus token is not the same as being accepted.
         telling = sent if self.sampling.rejects else len(pending)
-        return [
+        judged = [
             self._judged(start + i, guess, i < same if i <= same and i < telling else None)
             for i, guess in enumerate(pending if contradicted else pending[:same])
         ]
+        return judged, contradicted
 
     def unjudged(self) -> list[Judged]:
         """The guesses of a request that ends, of which nothing will be known."""

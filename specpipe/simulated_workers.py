@@ -236,15 +236,15 @@ class TargetModel:
 
     def _end(self, extend: Extend, began: int) -> None:
         end = extend.start + len(extend.tokens)
+        begun, ended = began * TICK_S, self._world.now * TICK_S
         if end < extend.verify_from:
-            self._world.tell(Progress(extend.request, 1, extend.extend_id, end))
+            self._world.tell(Progress(extend.request, 1, extend.extend_id, end, begun, ended))
             return
         accepted = 0
         for token in extend.tokens[extend.verify_from - extend.start :]:
             if token != RIGHT:
                 break
             accepted += 1
-        begun, ended = began * TICK_S, self._world.now * TICK_S
         self._world.tell(
             Verdict(extend.request, 1, extend.extend_id, accepted, RIGHT, begun, ended, 0.0)
         )

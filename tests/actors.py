@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from specpipe.drafting.drafter import Sources
 from specpipe.messages import Block, Commit, Extend, FromWorker, Message, Ready, Role
 from specpipe.metrics import Source
+from specpipe.models.slots import Slots
 from specpipe.workers.draft import Draft
 from specpipe.workers.target import Target
 from tests import promises
@@ -39,6 +40,10 @@ class Actor:
 
     def _source_names(self) -> tuple[Source, ...]:
         return ()
+
+    @property
+    def slots(self) -> Slots | None:
+        raise NotImplementedError
 
     @property
     def hangs(self) -> bool:
@@ -79,6 +84,10 @@ class DraftActor(Actor):
         self.draft = Draft(
             self._sources(), incarnation, prefill_chunk=world.draft_chunk, clock=lambda: world.now
         )
+
+    @property
+    def slots(self) -> Slots | None:
+        return self.draft._sources.slots
 
     def _source_names(self) -> tuple[Source, ...]:
         return self._sources().names
@@ -157,6 +166,10 @@ class TargetActor(Actor):
     def __init__(self, world: "World", incarnation: int, model: ToyModel) -> None:
         super().__init__(world, incarnation, model)
         self.target = Target(model, incarnation, clock=lambda: world.now)
+
+    @property
+    def slots(self) -> Slots | None:
+        return self.target._slots
 
     def wake(self) -> None:
         if self.alive and not self.busy and self.box:

@@ -62,7 +62,7 @@ def _check_metrics(world: "World", metrics: RequestMetrics, written: int) -> Non
     assert 0 <= metrics.accepted + metrics.target_forwards - written <= 1, "a token uncounted"
     assert metrics.rollbacks <= metrics.target_forwards
     world.seen[f"{world.policy}: accepted"] += metrics.accepted
-    for name in ("rollbacks", "accepted", "stale_blocks", "timeouts"):
+    for name in ("rollbacks", "accepted", "stale_blocks", "timeouts", "cached_tokens"):
         world.seen[name] += getattr(metrics, name)
 
 
@@ -167,9 +167,8 @@ def check_target(world: "World") -> None:
         for request, held in actor.target._held.items():
             if sequence := world.coordinator.sequences.get(request):
                 expected = sequence.committed[: sequence.target_length]
-                assert actor.model.held[held.slot] == expected, (
-                    "the target's cache is not committed"
-                )
+                assert held.tokens[: held.length] == expected, "the target's cache is not committed"
+                assert actor.model.held[held.slot] == held.tokens, "not what the cache holds"
 
 
 def check_end(world: "World") -> None:
@@ -178,5 +177,14 @@ def check_end(world: "World") -> None:
     assert not world.coordinator.sequences, "a finished request is kept"
     for actor in (world.draft, world.target):
         if actor.alive and not actor.hangs:
-            assert not actor.model.held, f"the {actor.role} never gave a slot back"
+            _check_slots(actor)
             assert not world.coordinator.workers[actor.role].held, "a slot is never used again"
+
+
+def _check_slots(actor: "DraftActor | TargetActor") -> None:
+    """All slots are free, and hold what the next request will be told that they hold."""
+    slots = actor.slots
+    if slots is None:
+        return
+    assert slots._taken == 0, f"the {actor.role} never gave a slot back"
+    assert slots._left == actor.model.held, "not what was left in a slot"

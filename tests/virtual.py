@@ -91,7 +91,7 @@ class World:
         self.duplicate_chance = 0 if self.clean else rng.choice((0, 0, 0.1, 0.3))
         self.loss_chance = 0 if self.clean or rng.random() < 0.8 else 0.1
         self.draft_failure_chance = 0 if self.clean or rng.random() < 0.8 else 0.05
-        own = random.Random(f"{seed}: sources")
+        own = self._own = random.Random(f"{seed}: sources")
         self.drafter = own.choice(("model", "hybrid", "ngram"))
         self.remember = own.choice((0, 40))
         memory, eos_percent = rng.choice((None, None, 2)), rng.choice((0, 3, 8))
@@ -148,6 +148,8 @@ class World:
         rng = self.rng
         longest = min(9, self.context["target"] - 1)
         prompt = tuple(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, longest)))
+        if request and self._own.random() < 0.5:
+            prompt = self._next_turn(prompt)
         stop = () if rng.random() < 0.3 else (EOS,)
         params = Sampling(
             rng.choice((0.0, 0.0, 0.8)),
@@ -175,6 +177,13 @@ class World:
             self.aborted.add(request)
             self.at(moment + rng.uniform(0, 8 * self.verify_s), self._tell, Abort(request))
         return len(prompt) + submit.max_tokens
+
+    def _next_turn(self, prompt: tuple[int, ...]) -> tuple[int, ...]:
+        """A prompt of the same length that begins as an earlier request went."""
+        earlier = self._own.choice(list(self.submitted))
+        went = (*self.submitted[earlier].tokens, *self.plain[earlier][0])
+        begin = went[: self._own.randint(0, len(prompt) - 1)]
+        return begin + prompt[len(begin) :]
 
     def _plan_faults(self) -> None:
         rng, span = self.rng, self.rng.choice((20, 60, 150))

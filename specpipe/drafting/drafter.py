@@ -24,6 +24,7 @@ from specpipe.drafting.ngram import Experience, Finding, NGrams
 from specpipe.drafting.past_outputs import PastOutputs
 from specpipe.metrics import SOURCES, Source
 from specpipe.models.interface import SequenceModel
+from specpipe.models.slots import Slots, common_length
 from specpipe.sampler import Guess, Sampler
 from specpipe.sampling import GuessLaw, Sampling
 
@@ -90,6 +91,7 @@ class Sources:
         if model is None and not lookup:
             raise ValueError("guesses must come from somewhere")
         self.model, self.lookup, self.clock = model, lookup, clock
+        self.slots = Slots(model) if model else None
         self.past = PastOutputs(remember) if remember else None
         self.context_length = model.context_length if model else context_length
         self.experience, self.calibration = Experience(), Calibration()
@@ -101,13 +103,20 @@ class Sources:
         present = {"model": self.model, "ngram": self.lookup, "past": self.past is not None}
         return tuple(source for source in SOURCES if present[source])
 
-    def open(self, sampling: Sampling, guessed: range = range(0)) -> "Drafter":
-        """A drafter for one more request, of whose chain the positions `guessed` are guesses.
+    def open(
+        self, sampling: Sampling, tokens: Sequence[int] = (), guessed: range = range(0)
+    ) -> "Drafter":
+        """A drafter for one more chain.
+
+        Args:
+            sampling: what the request asks for.
+            tokens: the chain as it is now.
+            guessed: positions in there that are guesses.
 
         Raises:
             RuntimeError: if the model has no slot free.
         """
-        return Drafter(self, sampling, guessed)
+        return Drafter(self, sampling, tokens, guessed)
 
     def gain(self, chance: float) -> float:
         """What asking the model is expected to add to a guess of this chance."""
@@ -124,12 +133,14 @@ class Drafter:
         feeds_to: the length that the pass in progress gives the model's cache.
     """
 
-    def __init__(self, sources: Sources, sampling: Sampling, guessed: range) -> None:
+    def __init__(
+        self, sources: Sources, sampling: Sampling, tokens: Sequence[int], guessed: range
+    ) -> None:
         self.sampling = sampling
         self.feeds_to = 0
         self._sources, self._model = sources, sources.model
         self._sampler = Sampler(sampling)
-        self._slot = self._model.open() if self._model else 0
+        self._slot = self._open(tokens)
         self._ngrams: NGrams | None = None
         if sources.lookup:
             self._ngrams = NGrams(sources.context_length, sources.experience, sources.past)
@@ -236,12 +247,28 @@ class Drafter:
             self._ngrams.truncate(length)
         self._pending = {at: kept for at, kept in self._pending.items() if at < length}
 
-    def close(self, output: Sequence[int] = ()) -> None:
-        """The request ended with these tokens."""
-        if self._model:
-            self._model.close(self._slot)
+    def close(self, tokens: Sequence[int] = (), known: int = 0) -> None:
+        """The request ended with this chain, of which the first `known` tokens are committed.
+
+        Nothing is kept of a chain without tokens, as after a failure.
+        """
+        if self._sources.slots:
+            assert self._model is not None
+            self._sources.slots.give_back(self._slot, tokens[: self._model.length(self._slot)])
         if self._sources.past is not None:
-            self._sources.past.remember(output)
+            self._sources.past.remember(tokens[min(self.sampling.prompt_length, known) : known])
+
+    def _open(self, tokens: Sequence[int]) -> int:
+        """A slot of the model, with as much of the chain as an earlier request left there.
+
+        The last token is fed in any case: without it there would be no logits.
+        """
+        if not self._sources.slots:
+            return 0
+        assert self._model is not None
+        slot, left = self._sources.slots.take(tokens)
+        self._model.truncate(slot, common_length(left, tokens[:-1]))
+        return slot
 
     def _looked_up(self, found: Finding, begun: float) -> Proposal:
         law = GuessLaw((found.token,), (1.0,)) if self.sampling.rejects else None

@@ -174,7 +174,7 @@ class Draft:
             advance = self._advance if chain.looked else self._look_up
             answers = advance(turn, chain, interrupted)
         except Exception as error:  # one request's trouble must not end the others'
-            self._drop(turn)
+            self._chains.pop(turn).drafter.close()
             cause = f"the draft failed: {error}".splitlines()[0]
             answers = [Failed("draft", turn, self._incarnation, cause[:MAX_TEXT])]
         self._current = None
@@ -183,7 +183,7 @@ class Draft:
     def _open(self, message: Open) -> None:
         self._drop(message.request)
         guessed = range(message.committed_length, len(message.tokens))
-        drafter = self._sources.open(message.sampling, guessed)
+        drafter = self._sources.open(message.sampling, message.tokens, guessed)
         self._chains[message.request] = _Chain(
             drafter,
             list(message.tokens),
@@ -274,8 +274,7 @@ class Draft:
 
     def _drop(self, request: int) -> None:
         if chain := self._chains.pop(request, None):
-            begin = min(chain.drafter.sampling.prompt_length, chain.known)
-            chain.drafter.close(chain.tokens[begin : chain.known])
+            chain.drafter.close(chain.tokens, chain.known)
 
     def _room(self, chain: _Chain) -> int:
         return min(chain.limit, self._sources.context_length) - len(chain.tokens)

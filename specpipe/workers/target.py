@@ -9,7 +9,7 @@ This module does not know where blocks come from, nor what a draft is.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from specpipe.acceptance import judge
 from specpipe.errors import ProtocolError
@@ -25,16 +25,25 @@ from specpipe.messages import (
     Verdict,
 )
 from specpipe.models.interface import SequenceModel
+from specpipe.models.slots import Slots, common_length
 from specpipe.sampler import Sampler, logprobs_of
 
 
 @dataclass(slots=True)
 class _Held:
-    """A request's place: its slot in the cache, the tokens in there, and how to draw more."""
+    """A request's place.
+
+    Attributes:
+        slot: in the model's cache.
+        sampler: how to draw more.
+        tokens: what the slot holds; behind the request's own, what an earlier one left there.
+        length: how many are the request's own.
+    """
 
     slot: int
     sampler: Sampler
-    tokens: list[int] = field(default_factory=list)
+    tokens: list[int]
+    length: int = 0
 
 
 class Target:
@@ -54,6 +63,7 @@ class Target:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._model = model
+        self._slots = Slots(model)
         self._incarnation = incarnation
         self._clock = clock
         self._held: dict[int, _Held] = {}
@@ -68,34 +78,47 @@ class Target:
                 try:
                     return [self._extend(message, idle)]
                 except Exception as error:  # one request's trouble must not end the others'
+                    if held := self._held.get(message.request):
+                        held.tokens.clear()  # who knows what is in there
                     cause = f"the target failed: {error}".splitlines()[0][:MAX_TEXT]
                     return [Failed("target", message.request, self._incarnation, cause)]
             case Close(request):
-                if request in self._held:
-                    self._model.close(self._held.pop(request).slot)
+                if held := self._held.pop(request, None):
+                    self._slots.give_back(held.slot, held.tokens)
                 return [Closed("target", request, self._incarnation)]
         return []
 
     def _extend(self, message: Extend, idle: float) -> Verdict | Progress:
         held = self._hold(message)
-        end = message.start + len(message.tokens)
-        if message.start != self._model.length(held.slot):
+        if message.start != held.length:
             raise ProtocolError(
-                f"tokens for position {message.start}, but the cache holds "
-                f"{self._model.length(held.slot)}"
+                f"tokens for position {message.start}, but the cache holds {held.length}"
             )
+        end = message.start + len(message.tokens)
         rows = max(0, end - message.verify_from + 1)
         begun = self._clock()
-        logits = self._model.forward(held.slot, message.tokens, rows)
-        held.tokens[message.start :] = message.tokens
+        reused = self._reuse(held, message, rows)
+        fed = message.tokens[reused:]
+        logits = self._model.forward(held.slot, fed, rows) if fed else None
+        held.tokens += fed
+        held.length = end
         if not rows:
-            return Progress(message.request, self._incarnation, message.extend_id, end)
+            return Progress(
+                message.request,
+                self._incarnation,
+                message.extend_id,
+                end,
+                begun,
+                self._clock(),
+                reused,
+            )
         assert logits is not None
         first, block = message.verify_from, message.tokens[len(message.tokens) - rows + 1 :]
         accepted, token = judge(
             logits, block, first, held.sampler, laws=message.laws, tokens=held.tokens
         )
-        self._model.truncate(held.slot, first + accepted)
+        held.length = first + accepted
+        self._cut(held, held.length)
         count = held.sampler.sampling.logprobs
         decided = [] if count is None else [*block[:accepted], token]
         return Verdict(
@@ -108,9 +131,28 @@ class Target:
             self._clock(),
             idle,
             tuple(logprobs_of(row, t, count or 0) for row, t in zip(logits, decided, strict=False)),
+            reused,
         )
 
     def _hold(self, message: Extend) -> _Held:
         if message.request not in self._held:
-            self._held[message.request] = _Held(self._model.open(), Sampler(message.sampling))
+            slot, tokens = self._slots.take(message.tokens)
+            self._held[message.request] = _Held(slot, Sampler(message.sampling), tokens)
         return self._held[message.request]
+
+    def _reuse(self, held: _Held, message: Extend, rows: int) -> int:
+        """How many of the tokens need not be fed: an earlier request left them in the slot.
+
+        Cuts off what it left behind them, unless that may be what the next message brings.
+        """
+        left = held.tokens[message.start :]
+        if not left:
+            return 0
+        reused = min(common_length(left, message.tokens), len(message.tokens) - rows)
+        if reused < len(message.tokens):
+            self._cut(held, message.start + reused)
+        return reused
+
+    def _cut(self, held: _Held, length: int) -> None:
+        self._model.truncate(held.slot, length)
+        del held.tokens[length:]

@@ -72,6 +72,8 @@ FLAGS = {
     "no such policy": (["--policy", "elastik"], ["'elastik'", "elastic"]),
     "policy without a length": (["--policy", "serial"], ["'serial'", "serial:4"]),
     "no such flag": (["--lookahaed", "3"], ["--lookahaed"]),
+    "two prompts": (["--prompt-file", "x.txt"], ["--prompt", "--prompt-file"]),
+    "raw, and a system message": (["--raw", "--system", "Be brief."], ["--raw", "--system"]),
     "no such file": (["--config", "absent.toml"], ["absent.toml"]),
 }
 
@@ -96,6 +98,17 @@ def test_an_empty_prompt_is_refused_on_both_ways_in(prompt, smollm2):
     models = ("--models-dir", smollm2.folder.parent)
     assert_refused(specpipe("run", *models, "--prompt", prompt), "prompt is empty")
     assert_refused(specpipe("run", *models, stdin=prompt), "prompt is empty")
+
+
+def test_a_prompt_file_that_cannot_be_read_is_refused(tmp_path, smollm2):
+    run = ("run", "--models-dir", smollm2.folder.parent, "--prompt-file")
+    (tmp_path / "latin").write_bytes("é".encode("latin-1"))
+    (tmp_path / "empty").write_bytes(b"")
+    assert_refused(specpipe(*run, tmp_path / "absent"), "absent", "No such file")
+    assert_refused(specpipe(*run, tmp_path), str(tmp_path), "directory")
+    assert_refused(specpipe(*run, tmp_path / "latin"), "latin", "UTF-8")
+    assert_refused(specpipe(*run, tmp_path / "empty"), "prompt is empty")
+    assert_refused(specpipe(*run, tmp_path / "empty", "--system", "Be brief."), "prompt is empty")
 
 
 def test_a_prompt_beyond_the_context_is_refused_before_anything_starts(smollm2):

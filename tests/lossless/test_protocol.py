@@ -7,6 +7,7 @@ planted bugs show that it would have seen them.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from specpipe import sampler as sampler_module
 from specpipe.coordinator import Coordinator
 from specpipe.dispatch import TakeAll
+from specpipe.drafting import drafter as drafter_module
 from specpipe.drafting.drafter import Sources
 from specpipe.drafting.ngram import NGrams
 from specpipe.events import Event, Send, StartTimer, TimerFired
@@ -80,6 +82,7 @@ def test_schedules_reach_everything() -> None:
         *("guess of model", "guess of ngram", "guess of past"),
         *(f"{policy}: accepted" for policy in ("serial", "pearl", "take_all", "elastic", "random")),
         *("stop", "length", "abort", "error", "rollbacks", "accepted", "stale_blocks", "dropped"),
+        "cached_tokens",
     ):
         assert seen.get(what, 0) >= 5, what
     assert seen["in step"] > 5000, "the chains were hardly ever compared"
@@ -305,7 +308,18 @@ def _laws_swapped(extend: Any, sequence: SequenceState, *args: Any) -> Extend:
     return replace(message, laws=message.laws[::-1])
 
 
+def _taken_for_alike(module: ModuleType) -> Patch:
+    """What another request left in a slot is not compared."""
+
+    def apply(monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "common_length", lambda *texts: min(map(len, texts)))
+
+    return apply
+
+
 PLANTED: dict[str, Patch] = {
+    "target reads on in another's text": _taken_for_alike(target_module),
+    "draft reads on in another's text": _taken_for_alike(drafter_module),
     "no fence": wrapped(SequenceState, "take_block", _fenceless),
     "any answer is taken for the extend's": wrapped(Coordinator, "_answered", _any_extend),
     "open carries committed tokens only": wrapped(SequenceState, "open", _open_committed),

@@ -42,7 +42,7 @@ def test_a_folder_too_deep_for_sockets_is_refused_and_names_the_remedy(
 
 def test_messages_arrive_whole_in_order_and_both_ways(address: str) -> None:
     hub, worker = Channel.bind(address), Channel.connect(address)
-    sent = [Progress(1, 1, n, n) for n in range(100)]
+    sent = [Progress(1, 1, n, n, 0.0, 0.0) for n in range(100)]
     assert all(worker.send(message) for message in sent)
     got: list[object] = []
     while len(got) < len(sent):

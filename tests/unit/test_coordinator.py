@@ -153,7 +153,7 @@ def test_extend_in_flight_is_answered_by_its_id_only() -> None:
     desk.tell(Closed("target", 0, 1))
     desk.tell(Submit(1, tuple([1] * 30), 5, GREEDY))
     (first,) = desk.sent(Extend)
-    progress = Progress(1, 1, first.extend_id, 8)
+    progress = Progress(1, 1, first.extend_id, 8, 0.0, 0.0)
     desk.tell(progress)
     (second,) = desk.sent(Extend)
     assert (second.start, len(second.tokens)) == (8, 8)
@@ -216,7 +216,7 @@ def test_messages_of_a_former_incarnation_change_nothing() -> None:
         Closed("target", 0, 1),
         Verdict(0, 1, extend_id, 0, 1, 0.0, 0.0, 0.0),
         Verdict(0, 1, desk.sequence.extend.extend_id, 0, 1, 0.0, 0.0, 0.0),
-        Progress(0, 1, desk.sequence.extend.extend_id, 3),
+        Progress(0, 1, desk.sequence.extend.extend_id, 3, 0.0, 0.0),
         Ready("draft", 1, 9, 9, 9, "cpu", ()),
         Lost("draft", 1),
         Lost("target", 1),

@@ -58,7 +58,9 @@ def test_a_request_goes_to_the_worker_and_its_tokens_come_back(folder: Path) -> 
         assert isinstance(extend, Extend)
         assert extend.verify_from == 3 + number
         target.send(Verdict(1, 1, extend.extend_id, 0, token, 0.0, 1.0, 0.0))
-        assert updates.get(timeout=10) == Tokens(1, 3 + number, (token,))
+        assert updates.get(timeout=10) == Tokens(
+            1, 3 + number, (token,), ("bonus",), contradicts=False
+        )
     finish = updates.get(timeout=10)
     assert isinstance(finish, Finish)
     assert (finish.reason, finish.metrics.completion_tokens) == ("length", 2)

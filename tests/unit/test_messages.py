@@ -22,6 +22,7 @@ from specpipe.messages import (
     Finish,
     Message,
     Open,
+    Origin,
     Shutdown,
     Tokens,
     Verdict,
@@ -38,6 +39,7 @@ VALUES: dict[Any, st.SearchStrategy[Any]] = {
     float: st.floats(allow_nan=False, allow_infinity=False),
     str: TEXTS,
     bytes: st.binary(max_size=20),
+    bool: st.booleans(),
 }
 
 
@@ -92,9 +94,18 @@ def verdicts(draw: st.DrawFn) -> Verdict:
     )
 
 
+@st.composite
+def tokens(draw: st.DrawFn) -> Tokens:
+    """Tokens, each with its origin."""
+    pairs = draw(st.lists(st.tuples(VALUES[int], values_of(Origin)), max_size=5))
+    ids, origins = tuple(token for token, _ in pairs), tuple(origin for _, origin in pairs)
+    return Tokens(1, 2, ids, origins, draw(st.booleans()))
+
+
 PAIRS = st.lists(st.tuples(VALUES[float], VALUES[float]), max_size=4)
 VALUES[Spans] = PAIRS.map(lambda pairs: Spans([b for b, _ in pairs], [e for _, e in pairs]))
 VALUES[Block], VALUES[GuessLaw], VALUES[Verdict] = blocks(), laws(), verdicts()
+VALUES[Tokens] = tokens()
 MESSAGES = st.one_of(*(values_of(kind) for kind in KINDS))
 
 
@@ -131,7 +142,7 @@ def test_extreme_values_round_trip() -> None:
     sampling = Sampling(5e-324, 2**63 - 1, stop_token_ids=(0, 2**63 - 1))
     for message in (
         Open(MAX_INT, 0, (), 0, MAX_INT, MAX_INT, sampling),
-        Tokens(0, 0, tuple(range(200_000))),
+        Tokens(0, 0, tuple(range(200_000)), ("accepted",) * 200_000, contradicts=False),
         Failed("draft", 0, 0, "é" * MAX_TEXT),
         Finish(0, "stop", "", RequestMetrics(verifying=Spans([-1.7e308], [1.7e308]))),
     ):
@@ -272,6 +283,9 @@ SPOILT: dict[str, bytes] = {
     "log-probabilities of some tokens": encode(
         Verdict(0, 0, 0, 2, 1, 0.0, 0.0, 0.0, (TokenLogprobs(0.0, (), ()),))
     ),
+    "an origin too few": encode(Tokens(0, 0, (1, 2), ("bonus",), contradicts=False)),
+    "an origin that is none": encode(Tokens(0, 0, (1,), ("drafted",), False)),  # type: ignore[arg-type]
+    "a number for true": encode(Tokens(0, 0, (), (), 1)),  # type: ignore[arg-type]
     "stretches that never ended": encode(
         Finish(0, "stop", "", RequestMetrics(drafting=Spans([1.0], [])))
     ),

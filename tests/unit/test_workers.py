@@ -202,7 +202,7 @@ def test_drafting_fails_for_one_request_alone() -> None:
     drafting.open(request=1)
     drafting.model.failing = True
     assert drafting.draft.step() == [Failed("draft", 0, 1, "the draft failed: out of memory")]
-    assert list(drafting.model.held) == [1]
+    assert not drafting.model.held[0], "nothing of it is kept"
     assert drafting.draft.handle(drafting.commit((2, 2), 3, 1)) == []
     assert [type(answer) for answer in drafting.draft.step()] == [Opened, Block]
     assert drafting.draft.handle(Close(0)) == [Closed("draft", 0, 1)]
@@ -299,6 +299,75 @@ def test_target_keeps_what_it_accepted_and_adds_one(right: int) -> None:
     assert model.held[0] == [*PROMPT, *truth[:right]]
 
 
+def extends(prompt: tuple[int, ...], *, request: int, chunk: int = 256) -> list[Extend]:
+    """The commands by which a prompt is read, a chunk at a time."""
+    starts = range(0, len(prompt), chunk)
+    return [Extend(request, at, at, prompt[at : at + chunk], len(prompt), GREEDY) for at in starts]
+
+
+@pytest.mark.parametrize("chunk", [2, 3, 256])
+@pytest.mark.parametrize("common", [0, 1, 4, 7, 8])
+def test_next_turn_goes_on_from_what_the_last_one_left(chunk: int, common: int) -> None:
+    """A conversation whose cache is kept, and does not hold what it is taken to hold: the texts go
+    apart at any place, within a chunk or at its border."""
+    model = ToyModel(LAW)
+    target = Target(model, 1)
+    first = (1, 2, 3, 4, 1, 2, 3, 4)
+    for extend in extends(first, request=0):
+        target.handle(extend)
+    target.handle(Close(0))
+    second = (*first[:common], 1, 1, 1, 2) if common < 8 else (*first, 2, 2)
+    answers = [
+        a for extend in extends(second, request=1, chunk=chunk) for a in target.handle(extend)
+    ]
+    verdict = answers[-1]
+    assert isinstance(verdict, Verdict)
+    assert verdict.token == guesses(1, second)[0]
+    assert model.held[0] == list(second)
+    reused = sum(a.reused for a in answers if isinstance(a, Verdict | Progress))
+    alike = next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), 8)
+    assert reused == alike
+
+
+def test_same_prompt_again_still_gives_a_row() -> None:
+    """All tokens are in the cache, and nothing is fed: no logits to draw from."""
+    target = Target(ToyModel(LAW), 1)
+    for request in (0, 1):
+        (answer,) = target.handle(*extends(PROMPT, request=request))
+        assert isinstance(answer, Verdict)
+        assert (answer.token, answer.reused) == (guesses(1)[0], 2 * request)
+        target.handle(Close(request))
+
+
+def test_nothing_is_kept_of_a_failed_pass() -> None:
+    """A cache that a failure left half written, taken for a good one by the next request."""
+    model = ToyModel(LAW)
+    target = Target(model, 1)
+    target.handle(*extends(PROMPT, request=0))
+    model.failing = True
+    (answer,) = target.handle(Extend(0, 9, 3, (1,), 4, GREEDY))
+    assert isinstance(answer, Failed)
+    target.handle(Close(0))
+    (answer,) = target.handle(*extends(PROMPT, request=1))
+    assert isinstance(answer, Verdict)
+    assert answer.reused == 0
+
+
+def test_draft_goes_on_from_what_the_last_turn_left() -> None:
+    """The same on the draft's side: its own wrong guesses are no part of what is common."""
+    drafting = Drafting()
+    drafting.open()
+    drafting.steps(4)
+    drafting.draft.handle(Close(0))
+    truth = guesses(1)[0]
+    longer = (*PROMPT, truth, truth % 4 + 1)
+    drafting.open(longer)
+    assert drafting.model.held[0] == list(longer[:4])
+    drafting.steps(1)
+    assert drafting.chain[5:] == guesses(1, longer)
+    drafting.check_cache()
+
+
 def test_extend_at_the_wrong_place_is_refused() -> None:
     """Judged over a cache that is not the prefix, any verdict would be wrong."""
     target = Target(ToyModel(LAW), 1)
@@ -312,7 +381,8 @@ def test_chunks_of_a_prompt_are_not_judged() -> None:
     """A verdict in the middle of the prompt would overwrite it."""
     target = Target(ToyModel(LAW), 1)
     (first,) = target.handle(Extend(0, 1, 0, PROMPT[:2], 3, GREEDY))
-    assert first == Progress(0, 1, 1, 2)
+    assert isinstance(first, Progress)
+    assert (first.extend_id, first.length, first.reused) == (1, 2, 0)
     (second,) = target.handle(Extend(0, 2, 2, PROMPT[2:], 3, GREEDY))
     assert isinstance(second, Verdict)
     assert (second.accepted, second.token) == (0, guesses(1)[0])

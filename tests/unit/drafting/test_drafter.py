@@ -105,7 +105,7 @@ def test_past_outputs_are_guessed_from_and_only_where_they_are_kept() -> None:
     text = [41, 42, 43, 44, 45, 46]
     for remember, expected in ((1024, [43, 44, 45, 46]), (0, [])):
         sources = looking(remember=remember)
-        sources.open(GREEDY).close(text)
+        sources.open(GREEDY).close(text, len(text))
         run = look(sources.open(GREEDY), [7, 41, 42])
         assert tokens_of(run)[:4] == expected
         assert {proposal.source for proposal in run} <= {"past"}
@@ -210,8 +210,8 @@ def test_nothing_is_looked_up_behind_a_token_that_was_drawn() -> None:
 
 def test_guesses_of_unknown_origin_count_as_drawn() -> None:
     """After an open the draft does not know how the waiting guesses were made."""
-    assert look(hybrid().open(REJECTION, range(20, len(COPY))), COPY) == []
-    assert look(hybrid().open(sampling(1.0), range(20, len(COPY))), COPY) != []
+    assert look(hybrid().open(REJECTION, guessed=range(20, len(COPY))), COPY) == []
+    assert look(hybrid().open(sampling(1.0), guessed=range(20, len(COPY))), COPY) != []
 
 
 def test_which_source_is_taken_does_not_depend_on_the_draw() -> None:

@@ -1,0 +1,69 @@
+"""How answers are shown: the text as it comes, and the figures after it."""
+
+import sys
+from collections.abc import Iterable
+
+import click
+
+from specpipe.actors.pipeline import Span
+from specpipe.completion import Completion
+from specpipe.messages import Origin
+from specpipe.metrics import SOURCES, RequestMetrics
+
+_COLOURS: dict[Origin, str] = {"accepted": "green", "recovered": "red", "bonus": "cyan"}
+
+
+def write(spans: Iterable[Span], *, coloured: bool) -> None:
+    """Print pieces of text as they come, if wanted each in the colour of its origin."""
+    for text, origin in spans:
+        colour = _COLOURS[origin] if coloured and origin else None
+        click.secho(text, nl=False, fg=colour)
+        sys.stdout.flush()
+    click.echo()
+
+
+def legend() -> str:
+    """What the colours mean."""
+    meanings: dict[Origin, str] = {
+        "accepted": "a guess that stands",
+        "recovered": "the target's own, in place of a wrong guess",
+        "bonus": "the target's own, after a block that stands",
+    }
+    return "; ".join(
+        f"{click.style(origin, fg=_COLOURS[origin])}: {meaning}"
+        for origin, meaning in meanings.items()
+    )
+
+
+def summary(completion: Completion) -> str:
+    """One line of figures."""
+    metrics = completion.metrics
+    parts = [
+        f"{metrics.completion_tokens} tokens",
+        f"{metrics.seconds:.2f} s",
+        f"{metrics.tokens_per_second or 0:.1f} tokens/s",
+        f"first after {metrics.time_to_first_token or 0:.2f} s",
+    ]
+    if metrics.cached_tokens:
+        parts.append(f"{metrics.cached_tokens} of {metrics.prompt_tokens} prompt tokens cached")
+    if metrics.drafted:
+        parts += [
+            f"acceptance {_acceptance(metrics)}",
+            f"{metrics.mean_acceptance_length or 0:.2f} tokens a target pass",
+            f"overlap {_percent(metrics.overlap)}",
+            f"useful {_percent(metrics.useful_overlap)}",
+            f"{metrics.rollbacks} rollbacks",
+        ]
+    return f"[{completion.finish_reason}] " + " | ".join(parts)
+
+
+def _acceptance(metrics: RequestMetrics) -> str:
+    """The share of sent guesses that stand; by source, where there are several."""
+    counts = {source: metrics.of_source(source) for source in SOURCES}
+    parts = [f"{s} {_percent(c.acceptance_rate)}" for s, c in counts.items() if c.sent]
+    whole = _percent(metrics.acceptance_rate)
+    return f"{whole} ({', '.join(parts)})" if len(parts) > 1 else whole
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
