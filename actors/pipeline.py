@@ -18,8 +18,8 @@ from specpipe.devices import place
 from specpipe.errors import SpecpipeError
 from specpipe.hub_client import HubClient
 from specpipe.messages import Finish, Origin, Ready, Role, Submit, Tokens, Vocabulary
+from specpipe.new_file import new_file
 from specpipe.pair import ModelPair, Prompt
-from specpipe.recording import new_recording
 from specpipe.sampling import MAX_SEED, Sampling, SamplingParams, TokenLogprobs
 from specpipe.tokenizer import Detokenizer
 
@@ -171,7 +171,9 @@ class Pipeline:
                 "lookahead": config.pipeline.lookahead,
                 "prefill_chunk": config.pipeline.prefill_chunk,
                 "wait_timeout_s": config.pipeline.wait_timeout_s,
-                "record": config.pipeline.record and new_recording(config.pipeline.record),
+                "record": config.pipeline.record
+                and new_file(config.pipeline.record, "a recording"),
+                "trace": config.pipeline.trace and new_file(config.pipeline.trace, "a trace"),
             },
         )
         owns_ray = self._resources.enter_context(ray_session(config.ray))

@@ -11,6 +11,7 @@ import click
 from specpipe.cli.models import models
 from specpipe.cli.run import run
 from specpipe.cli.simulate import simulate
+from specpipe.cli.trace import trace
 from specpipe.cli.verify import verify
 from specpipe.errors import SpecpipeError, UserError
 from specpipe.version import __version__
@@ -28,6 +29,7 @@ cli.add_command(run)
 cli.add_command(verify)
 cli.add_command(models)
 cli.add_command(simulate)
+cli.add_command(trace)
 
 
 def main() -> NoReturn:

@@ -120,7 +120,7 @@ def configure(options: Mapping[str, Any]) -> Config:
         },
         # A flag that may be repeated and isn't there is an empty tuple.
         sampling={name: value for name, value in sampling.items() if value not in ((), {})},
-        pipeline={name: options.get(name) for name in ("acceptance", "policy", "record")},
+        pipeline={name: options.get(name) for name in ("acceptance", "policy", "record", "trace")},
         ray={"address": options["address"]},
     )
 

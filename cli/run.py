@@ -39,6 +39,7 @@ from specpipe.sampling import SamplingParams
     help="Colour the text, on a terminal, by what each token is: accepted, recovered or bonus.",
 )
 @click.option("--record", help="File to write the fate of each guess to, for `simulate --replay`.")
+@click.option("--trace", help="File to write what happened when to, for Perfetto and `trace`.")
 @click.option("--json", "as_json", is_flag=True, help="End standard output with a JSON line.")
 def run(
     *,

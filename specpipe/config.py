@@ -138,6 +138,7 @@ class PipelineConfig:
         context_length: most tokens of prompt and answer together; None is the model's own.
         wait_timeout_s: seconds that the target waits for the draft before it goes on alone.
         record: file to write what became of each guess to, as specpipe.recording has it, or None.
+        trace: file to write what happened when to, as specpipe.tracing has it, or None.
 
     Raises:
         UserError: for a value out of range.
@@ -151,6 +152,7 @@ class PipelineConfig:
     context_length: int | None = None
     wait_timeout_s: float = 1.0
     record: str | None = None
+    trace: str | None = None
 
     def __post_init__(self) -> None:
         make_policy(self.policy)
@@ -163,8 +165,9 @@ class PipelineConfig:
         if self.context_length is not None:
             _require_at_least("context_length", self.context_length, 2)
         _require_timeout("wait_timeout_s", self.wait_timeout_s)
-        if self.record == "":
-            raise UserError("record is '': give the path of a file to write, or leave it out")
+        for name in ("record", "trace"):
+            if getattr(self, name) == "":
+                raise UserError(f"{name} is '': give the path of a file to write, or leave it out")
 
 
 @dataclass(frozen=True, slots=True)

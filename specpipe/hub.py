@@ -39,6 +39,7 @@ from specpipe.messages import (
     Vocabulary,
 )
 from specpipe.recording import Recorder
+from specpipe.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -50,10 +51,14 @@ class Hub:
         coordinator: the hub's own from now on.
         user: the channel to those who hand in requests and workers.
         parent: file descriptor whose end of file says that nobody is left to work for.
+        tracer: is told of everything, if there is one.
     """
 
-    def __init__(self, coordinator: Coordinator, user: Channel, parent: int) -> None:
+    def __init__(
+        self, coordinator: Coordinator, user: Channel, parent: int, tracer: Tracer | None = None
+    ) -> None:
         self._coordinator = coordinator
+        self._tracer = tracer
         self._user = user
         self._parent = parent
         self._workers: dict[Role, tuple[int, Channel]] = {}
@@ -97,9 +102,14 @@ class Hub:
 
     def _take(self, event: Event) -> None:
         """Let the coordinator handle an event, and do what it says."""
-        for command in self._coordinator.handle(event, time.monotonic()):
+        now = time.monotonic()
+        commands = self._coordinator.handle(event, now)
+        for command in commands:
             self._do(command)
         self._coordinator.reflect()
+        if self._tracer:
+            self._tracer.note(event, commands, now)
+            self._tracer.flush()
         if isinstance(event, Ready):
             self._user.send(event)
 
@@ -143,15 +153,19 @@ def main() -> None:
     directory = Path(settings.pop("directory"))
     user = Channel.bind(hub_address(directory))
     policy = make_policy(settings.pop("policy"))
-    record = settings.pop("record", None)
+    record, trace = settings.pop("record", None), settings.pop("trace", None)
     try:
         with ExitStack() as files:
-            observers = []
+            observers, tracer = [], None
             if record:
                 file = files.enter_context(open(record, "a", encoding="utf-8"))
                 observers.append(Recorder(file))
+            if trace:
+                file = files.enter_context(open(trace, "a", encoding="utf-8"))
+                tracer = Tracer(file)
+                files.callback(tracer.close)
             coordinator = Coordinator(policy, observers=observers, **settings)
-            Hub(coordinator, user, sys.stdin.fileno()).run()
+            Hub(coordinator, user, sys.stdin.fileno(), tracer).run()
     finally:  # a parent that was killed could not do it
         shutil.rmtree(directory, ignore_errors=True)
 

@@ -42,7 +42,8 @@ class HubClient:
         directory: for all sockets of the pipeline; the hub removes it if we can't.
         cores: to pin the process to. Best are the target's: between a verdict and the next block,
             when every moment counts, they idle.
-        settings: `policy` and the arguments of Coordinator; `record`, a file for a recording.
+        settings: `policy` and the arguments of Coordinator; `record` and `trace`,
+            files for a recording and a trace.
     """
 
     def __init__(self, directory: Path, cores: Sequence[int], settings: dict[str, Any]) -> None:

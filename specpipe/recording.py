@@ -33,21 +33,6 @@ _FATES = {True: "right", False: "wrong", None: "moot"}
 _LEAST_PASSES = 3  # of a number of rows, to be believed
 
 
-def new_recording(path: str) -> str:
-    """Make an empty file, or empty the one there is; returns its absolute path.
-
-    Raises:
-        UserError: if it can't be written.
-    """
-    try:
-        Path(path).write_bytes(b"")
-    except OSError as error:
-        raise UserError(
-            f"cannot write a recording to {path}: {error.strerror or error}; name another file"
-        ) from None
-    return str(Path(path).resolve())
-
-
 class Recorder:
     """An Observer that writes a recording."""
 

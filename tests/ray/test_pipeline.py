@@ -102,6 +102,22 @@ def test_look_ups_alone_need_no_model_and_change_nothing(reference, smollm2):
     assert metrics.model.drafted == metrics.timeouts == metrics.protocol_errors == 0
 
 
+def test_a_second_turn_is_the_same_from_the_cache_and_read_anew(pipeline):
+    """What the first turn left in the caches, off by a token or a bit."""
+    params = SamplingParams(max_tokens=16, temperature=0.9, seed=5, logprobs=2)
+    turns = [{"role": "user", "content": "Name three rivers."}]
+    (first,) = pipeline.generate([turns], params)
+    turns += [{"role": "assistant", "content": first.text}]
+    turns += [{"role": "user", "content": "And three lakes?"}]
+    (cached,) = pipeline.generate([turns], params)
+    pipeline.generate(["Something else."], params)
+    (anew,) = pipeline.generate([turns], params)
+    assert content(cached) == content(anew)
+    assert cached.metrics.cached_tokens >= first.metrics.prompt_tokens
+    assert anew.metrics.cached_tokens < first.metrics.prompt_tokens, "the template's beginning"
+    assert len(cached.origins) == len(cached.token_ids)
+
+
 @pytest.mark.parametrize("params", [GREEDY, WARM, ALL], ids=["greedy", "sampled", "all options"])
 def test_a_draft_never_changes_what_the_target_writes(pipeline, reference, params):
     """Tokens, text, end and log-probabilities: all are the target's own."""

@@ -7,8 +7,9 @@ import pytest
 
 from specpipe.dispatch import make_policy
 from specpipe.errors import UserError
+from specpipe.new_file import new_file
 from specpipe.policy_comparison import Scene, simulate
-from specpipe.recording import Recorder, new_recording, read_recording
+from specpipe.recording import Recorder, read_recording
 from specpipe.simulated_workers import Hardware
 from specpipe.simulator import ConstantFates, Simulation
 
@@ -78,4 +79,4 @@ def test_files_that_are_not_there(tmp_path):
     with pytest.raises(UserError, match="cannot read the recording"):
         read_recording(tmp_path / "absent.jsonl")
     with pytest.raises(UserError, match="cannot write a recording"):
-        new_recording(str(tmp_path / "absent" / "run.jsonl"))
+        new_file(str(tmp_path / "absent" / "run.jsonl"), "a recording")
