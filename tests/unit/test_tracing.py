@@ -36,9 +36,8 @@ def traced(seed: int) -> tuple[World, str]:
 
 def clean_seeds(count: int) -> list[int]:
     """Schedules without faults, in which something is drafted."""
-    return [seed for seed in range(100) if (w := World(seed)).clean and w.drafter != "ngram"][
-        :count
-    ]
+    worlds = {seed: World(seed) for seed in range(100)}
+    return [s for s, world in worlds.items() if world.clean and world.drafter != "ngram"][:count]
 
 
 @pytest.mark.parametrize("seed", clean_seeds(6))
