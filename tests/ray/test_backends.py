@@ -38,7 +38,7 @@ def make(folder, family):
 
 
 @pytest.fixture
-def folders(tmp_path):
+def folders(our_ray, tmp_path):
     judge = make(tmp_path / "target", "gpt_neox")
     make(tmp_path / "draft", "llama")
     return judge, {"models_dir": str(tmp_path)}

@@ -11,7 +11,7 @@ from tests.prompts import prompts
 
 
 @pytest.fixture
-def config(smollm2, smollm2_pruned):
+def config(our_ray, smollm2, smollm2_pruned):
     return Config().override(
         models_dir=str(smollm2.folder.parent),
         sampling={"max_tokens": 12, "temperature": 0.7, "seed": 0},

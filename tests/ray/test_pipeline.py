@@ -39,7 +39,7 @@ def content(completion):
 
 
 @pytest.fixture(scope="module")
-def reference(smollm2):
+def reference(our_ray, smollm2):
     """What the target writes alone, by sampling parameters."""
     models = str(smollm2.folder.parent)
     config = Config().override(models_dir=models, draft={"model": "none"})
@@ -57,7 +57,7 @@ DRAFTS = (
 
 
 @pytest.fixture(scope="module", params=DRAFTS, ids=["itself", "pruned and look-ups"])
-def pipeline(request, smollm2, smollm2_pruned):
+def pipeline(our_ray, request, smollm2, smollm2_pruned):
     config = Config().override(
         models_dir=str(smollm2.folder.parent),
         draft=request.param,
