@@ -2,12 +2,19 @@
 
 import json
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
-from specpipe.actors.pipeline import Pipeline, Stream, with_seed
-from specpipe.cli.options import configure, pipeline_options, sampling_options
+from specpipe.cli.options import (
+    configure,
+    grouped,
+    json_option,
+    option,
+    pipeline_options,
+    sampling_options,
+)
 from specpipe.completion import Completion
 from specpipe.devices import format_cores
 from specpipe.errors import SpecpipeError, UserError
@@ -15,22 +22,51 @@ from specpipe.messages import Ready, Role
 from specpipe.metrics import SOURCES, RequestMetrics
 from specpipe.pair import ModelPair
 
+if TYPE_CHECKING:
+    from specpipe.actors.pipeline import Stream
 
-@click.command()
-@click.option("--prompt", help="What to complete. [default: standard input]")
-@click.option("--raw", is_flag=True, help="Take the prompt as it is, without the chat template.")
-@click.option("--no-draft", is_flag=True, help="Let the target work alone: the reference.")
+
+@cloup.command()
+@grouped(
+    "Prompt",
+    option("--prompt", help="What to complete.", usual="standard input"),
+    option("--raw", is_flag=True, help="Take it as it is, without the chat template."),
+)
 @pipeline_options
+@grouped(
+    "Models",
+    option("--no-draft", is_flag=True, help="Let the target work alone: the reference."),
+)
 @sampling_options
-@click.option("--n", type=int, help="How many answers to write.  [default: 1]")
-@click.option("--logprobs", type=int, help="With --json: log-probabilities of so many tokens.")
-@click.option("--record", help="File to write the fate of each guess to, for `simulate --replay`.")
-@click.option("--json", "as_json", is_flag=True, help="End standard output with a JSON line.")
+@grouped("Sampling", option("--n", type=int, help="How many answers to write.", usual=1))
+@grouped(
+    "Output",
+    option(
+        "--logprobs",
+        type=int,
+        help="With --json: log-probabilities of so many tokens.",
+        usual="none",
+    ),
+    option(
+        "--record",
+        help="File to write the fate of each guess to, for `simulate --replay`.",
+        usual="none",
+    ),
+    json_option,
+)
 def run(prompt: str | None, raw: bool, as_json: bool, **options: Any) -> None:
-    """Complete a prompt; text goes to standard output, figures to standard error.
+    """Complete a prompt and stream the answer.
+
+    The target's own text, token for token, goes to standard output; where the models run, and how
+    well they guessed, to standard error.
 
     Example: specpipe run --prompt "Why is the sky blue?" --max-tokens 100
     """
+    from specpipe.actors.pipeline import (  # noqa: PLC0415 (Ray, which help must not wait for)
+        Pipeline,
+        with_seed,
+    )
+
     config = configure(options)
     if config.sampling.logprobs is not None and not as_json:
         raise UserError("--logprobs are shown in JSON only: add --json")
@@ -66,7 +102,7 @@ def _read_prompt() -> str:
         raise UserError(f"standard input is not UTF-8 text: {error}; convert it") from None
 
 
-def _write(stream: Stream) -> None:
+def _write(stream: "Stream") -> None:
     """Print the pieces as they come."""
     for piece in stream:
         click.echo(piece, nl=False)
