@@ -53,7 +53,7 @@ def ray_session(config: RayConfig) -> Iterator[bool]:
 
 def _connect(config: RayConfig) -> bool:
     """Connect this process; returns whether a Ray was started for it."""
-    address = _find_address(config.address or os.environ.get("RAY_ADDRESS"))
+    address = find_address(config.address or os.environ.get("RAY_ADDRESS"))
     # Before Ray starts, since its processes inherit them: GPUs by the numbers that torch gives
     # them on the node, no usage reports, no warning about actors without GPUs; and models that run
     # at the priority of any other program, not at nice 15 as Ray has its workers do: beside one
@@ -95,7 +95,7 @@ def _connect(config: RayConfig) -> bool:
     return address is None
 
 
-def _find_address(wanted: str | None) -> str | None:
+def find_address(wanted: str | None) -> str | None:
     """What to tell Ray: "auto", host:port, or None to start one.
 
     Ray itself tries an address that nobody answers for minutes, so each is called first. A Ray of

@@ -1,7 +1,6 @@
 """The pipeline and its target alone, side by side, for those who want to see that they agree."""
 
 import hashlib
-import platform
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -14,6 +13,7 @@ from specpipe.config import Config
 from specpipe.devices import parse_device
 from specpipe.errors import SpecpipeError
 from specpipe.lossless import Answer, Outcome, Records, compare, key_of
+from specpipe.machine import cpu_model
 from specpipe.models.interface import SequenceModel
 from specpipe.pair import ModelPair
 from specpipe.version import __version__
@@ -32,7 +32,7 @@ class Comparison:
         self._config, self._pair, self._stack = config, pair, ExitStack()
         self._content = {
             "specpipe": __version__,
-            "machine": _machine(),
+            "machine": cpu_model(),  # what kernels are chosen by: another may round otherwise
             "target": _sha256(pair.target.paths),
             "settings": asdict(config.sampling),
             "dtype": config.target.dtype,
@@ -111,10 +111,3 @@ def _sha256(paths: Sequence[Path]) -> str:
         except OSError as error:
             raise SpecpipeError(f"cannot read {path}: {error.strerror or error}") from None
     return " ".join(hashes)
-
-
-def _machine() -> str:
-    """What kernels are chosen by: another CPU may round otherwise."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{platform.machine()} {models[0] if models else ''}"

@@ -2,18 +2,21 @@
 
 import sys
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import click
 
-from specpipe.actors.pipeline import Span
 from specpipe.completion import Completion
 from specpipe.messages import Origin
 from specpipe.metrics import SOURCES, RequestMetrics
 
+if TYPE_CHECKING:
+    from specpipe.actors.pipeline import Span
+
 _COLOURS: dict[Origin, str] = {"accepted": "green", "recovered": "red", "bonus": "cyan"}
 
 
-def write(spans: Iterable[Span], *, coloured: bool) -> None:
+def write(spans: Iterable["Span"], *, coloured: bool) -> None:
     """Print pieces of text as they come, if wanted each in the colour of its origin."""
     for text, origin in spans:
         colour = _COLOURS[origin] if coloured and origin else None

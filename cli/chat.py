@@ -2,14 +2,17 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import click
 
-from specpipe.actors.pipeline import Pipeline
 from specpipe.cli import answers
 from specpipe.completion import Completion
 from specpipe.errors import UserError
 from specpipe.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from specpipe.actors.pipeline import Pipeline
 
 _PROMPT = "> "
 _WELCOME = "Ctrl-C stops an answer, Ctrl-D leaves; /help tells the rest."
@@ -30,7 +33,7 @@ class Chat:
     """
 
     def __init__(
-        self, pipeline: Pipeline, params: SamplingParams, system: str | None, *, coloured: bool
+        self, pipeline: "Pipeline", params: SamplingParams, system: str | None, *, coloured: bool
     ) -> None:
         self._pipeline, self._params, self._coloured = pipeline, params, coloured
         self._begin = [{"role": "system", "content": system}] if system else []

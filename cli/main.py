@@ -1,5 +1,6 @@
 """The `specpipe` command."""
 
+import importlib
 import os
 import signal
 import sys
@@ -7,29 +8,65 @@ from types import FrameType
 from typing import NoReturn
 
 import click
+from click.shell_completion import CompletionItem
 
-from specpipe.cli.models import models
-from specpipe.cli.run import run
-from specpipe.cli.simulate import simulate
-from specpipe.cli.trace import trace
-from specpipe.cli.verify import verify
 from specpipe.errors import SpecpipeError, UserError
 from specpipe.version import __version__
 
 BAD_INPUT, FAILURE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 
+COMMANDS = {
+    "run": "Complete a prompt and stream the answer.",
+    "verify": "Compare the pipeline's answers with the target's own.",
+    "models": "Fetch, list, show and prune models.",
+    "trace": "Draw what happened when in a run.",
+    "simulate": "Compare dispatch rules on modelled hardware.",
+    "doctor": "Say what there is to work with, and test it.",
+    "completion": "Print what makes a shell complete our commands.",
+}
+"""Each command, in a module of its name, and what it does in a few words."""
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+class _Commands(click.Group):
+    """Commands that are imported when they are called.
+
+    The help and the completion of names, which are to come at once, import none.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"specpipe.cli.{cmd_name}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        names = [
+            CompletionItem(name, help=told)
+            for name, told in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return [*names, *click.Command.shell_complete(self, ctx, incomplete)]
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="`specpipe COMMAND --help` tells more of each, with an example.",
+)
 @click.version_option(__version__, prog_name="specpipe")
 def cli() -> None:
-    """Lossless speculative decoding that drafts the next block while the last one is verified."""
+    """Lossless speculative decoding that drafts the next block while the last one is verified.
 
-
-cli.add_command(run)
-cli.add_command(verify)
-cli.add_command(models)
-cli.add_command(simulate)
-cli.add_command(trace)
+    Example: specpipe run --prompt "Why is the sky blue?"
+    """
 
 
 def main() -> NoReturn:

@@ -4,26 +4,28 @@ from pathlib import Path
 
 import click
 
+from specpipe.cli.complete import model_name, one_of
+from specpipe.cli.options import models_dir_option, option
 from specpipe.models import prune as pruning
 from specpipe.models import store
 from specpipe.models.download import KNOWN_MODELS, KNOWN_PAIRS
 from specpipe.models.summary import show as summarise
 
-_models_dir = click.option(
-    "--models-dir",
-    type=click.Path(path_type=Path),
-    help="Folder of the models. [default: $SPECPIPE_MODELS, ./saved_models, or a cache folder]",
-)
-
 
 @click.group()
 def models() -> None:
-    """Fetch, list, show and prune models."""
+    """Fetch, list, show and prune models.
+
+    Example: specpipe models list
+    """
+
+
+_KNOWN = one_of(*KNOWN_MODELS, *KNOWN_PAIRS)
 
 
 @models.command(epilog=f"NAME is one of {', '.join([*KNOWN_MODELS, *KNOWN_PAIRS])}.")
-@click.argument("name")
-@_models_dir
+@click.argument("name", shell_complete=_KNOWN)
+@models_dir_option
 def fetch(name: str, models_dir: Path | None) -> None:
     """Download the model NAME, or both of a pair, check it, and install it.
 
@@ -34,9 +36,12 @@ def fetch(name: str, models_dir: Path | None) -> None:
 
 
 @models.command("list")
-@_models_dir
+@models_dir_option
 def list_(models_dir: Path | None) -> None:
-    """List the models that are installed."""
+    """List the models that are installed: name, size and file of each.
+
+    Example: specpipe models list --models-dir saved_models
+    """
     directory = store.models_dir(models_dir)
     found = store.list_models(directory)
     if not found:
@@ -47,10 +52,13 @@ def list_(models_dir: Path | None) -> None:
 
 
 @models.command()
-@click.argument("name")
-@_models_dir
+@click.argument("name", shell_complete=model_name())
+@models_dir_option
 def show(name: str, models_dir: Path | None) -> None:
-    """Tell what the model NAME is: its shape, size, licence and origin."""
+    """Tell what the model NAME is: its shape, size, licence and origin.
+
+    Example: specpipe models show smollm2
+    """
     summary = summarise(name, store.models_dir(models_dir))
     dtypes = ", ".join(
         f"{dtype} {count / summary.parameters:.0%}"
@@ -72,10 +80,10 @@ def show(name: str, models_dir: Path | None) -> None:
 
 
 @models.command()
-@click.argument("target")
-@click.option("--layers", required=True, help="Layers to keep, such as 0-11,18-29.")
-@click.option("--out", required=True, help="Name of the new model.")
-@_models_dir
+@click.argument("target", shell_complete=model_name())
+@option("--layers", required=True, help="Layers to keep, such as 0-11,18-29.")
+@option("--out", required=True, help="Name of the new model.")
+@models_dir_option
 def prune(target: str, layers: str, out: str, models_dir: Path | None) -> None:
     """Make a draft from some of the layers of TARGET, without training.
 

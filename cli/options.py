@@ -1,4 +1,4 @@
-"""Flags that several commands share, and how they become a configuration."""
+"""Flags that several commands share, in groups, and how they become a configuration."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -6,67 +6,218 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
+import cloup
 
-from specpipe.config import ACCEPTANCES, BACKENDS, DRAFTERS, NO_DRAFT, Config
+from specpipe.cli.complete import model_name, one_of
+from specpipe.config import ACCEPTANCES, BACKENDS, DRAFTERS, DTYPES, NO_DRAFT, Config
 from specpipe.errors import UserError
 from specpipe.messages import Role
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-_PIPELINE = (
-    click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file."),
-    click.option(
-        "--target",
-        help="The model whose output is wanted: its name, path, or owner/name on the hub.  "
-        "[default: smollm2]",
-    ),
-    click.option("--draft", help="The model that guesses, or `none`.  [default: smollm2-pruned]"),
-    click.option(
-        "--drafter",
-        help=f"Where guesses come from: {', '.join(DRAFTERS)}.  [default: hybrid]",
-    ),
-    click.option(
-        "--remember", type=int, help="Tokens of past outputs to guess from too.  [default: 0]"
-    ),
-    click.option("--models-dir", help="Folder of the models."),
-    click.option("--target-gpu", type=int, help="GPU of the target."),
-    click.option("--draft-gpu", type=int, help="GPU of the draft; both may share one."),
-    click.option("--target-device", help="auto, cpu, cpu:0-3 or cuda:0.  [default: auto]"),
-    click.option("--draft-device", help="The same for the draft.  [default: auto]"),
-    click.option("--dtype", help="auto, float16, float32 or bfloat16, for both.  [default: auto]"),
-    click.option(
-        "--target-backend", help=f"What computes: {' or '.join(BACKENDS)}.  [default: specpipe]"
-    ),
-    click.option("--draft-backend", help="The same for the draft.  [default: specpipe]"),
-    click.option(
-        "--acceptance",
-        help=f"Rule for guesses: {' or '.join(ACCEPTANCES)}.  [default: coupled]",
-    ),
-    click.option("--policy", help="elastic, take_all, serial:4 or pearl:4.  [default: elastic]"),
-    click.option("--address", help="host:port of a running Ray, or auto."),
+Decorator = Callable[[_Command], _Command]
+
+_USUAL = Config()
+assert _USUAL.draft is not None
+_SAMPLING = _USUAL.sampling
+_DEVICES = ("auto", "cpu", "cpu:0", "cuda:0")
+_POLICIES = ("elastic", "take_all", "serial:4", "pearl:4")
+
+
+def option(*names: str, help: str, usual: object = None, **attributes: Any) -> Decorator[Any]:
+    """An option that, left out, leaves the decision to others.
+
+    Args:
+        names: as click takes them.
+        help: what it does.
+        usual: what holds without it, for the help alone.
+        attributes: more for click.
+    """
+    told = f"{usual:g}" if isinstance(usual, float) else usual
+    text = help if usual is None else f"{help}  [default: {told}]"
+    return cast("Decorator[Any]", cloup.option(*names, help=text, **attributes))
+
+
+def grouped(title: str, *options: Decorator[Any]) -> Decorator[Any]:
+    """Options under one heading of the help; what a command groups twice stands together."""
+
+    def decorate(command: _Command) -> _Command:
+        placed = [getattr(each, "group", None) for each in getattr(command, "__click_params__", ())]
+        known = [group for group in placed if group is not None and group.title == title]
+        group = known[0] if known else cloup.OptionGroup(title)
+        for add in reversed(options):
+            command = add(command)
+            cast("Any", command).__click_params__[-1].group = group
+        return command
+
+    return decorate
+
+
+models_dir_option = option(
+    "--models-dir",
+    type=click.Path(path_type=Path),
+    help="Folder of the models.",
+    usual="$SPECPIPE_MODELS, ./saved_models, or a cache folder",
+)
+json_option = option(
+    "--json", "as_json", is_flag=True, help="End standard output with a JSON line."
 )
 
-_SAMPLING = (
-    click.option("--max-tokens", type=int, help="Most tokens to write.  [default: 256]"),
-    click.option("--temperature", type=float, help="0 is greedy.  [default: 0]"),
-    click.option("--top-k", type=int, help="Keep the k likeliest; 0 keeps all.  [default: 0]"),
-    click.option("--top-p", type=float, help="Keep the likeliest that reach p.  [default: 1]"),
-    click.option("--min-p", type=float, help="Keep those p times the likeliest.  [default: 0]"),
-    click.option("--repetition-penalty", type=float, help="Above 1: repeat less.  [default: 1]"),
-    click.option("--presence-penalty", type=float, help="Taken off once if written.  [default: 0]"),
-    click.option("--frequency-penalty", type=float, help="Taken off each time.  [default: 0]"),
-    click.option(
+
+def pipeline_options(command: _Command) -> _Command:
+    """Flags about models, devices, the pipeline and Ray."""
+    for group in reversed(_PIPELINE):
+        command = group(command)
+    return command
+
+
+def sampling_options(command: _Command) -> _Command:
+    """Flags about what is asked of an answer."""
+    return cast("_Command", _ASKED(command))
+
+
+_PIPELINE = (
+    grouped(
+        "Models",
+        option(
+            "--target",
+            help="The model whose output is wanted: its name, path, or owner/name on the hub.",
+            usual=_USUAL.target.model,
+            shell_complete=model_name(),
+        ),
+        option(
+            "--draft",
+            help=f"The model that guesses, or `{NO_DRAFT}`.",
+            usual=_USUAL.draft.model,
+            shell_complete=model_name(NO_DRAFT),
+        ),
+        models_dir_option,
+        option(
+            "--dtype",
+            help=f"How both hold their weights: {', '.join(DTYPES)}.",
+            usual=_USUAL.target.dtype,
+            shell_complete=one_of(*DTYPES),
+        ),
+        option(
+            "--target-backend",
+            help=f"What computes: {' or '.join(BACKENDS)}.",
+            usual=_USUAL.target.backend,
+            shell_complete=one_of(*BACKENDS),
+        ),
+        option(
+            "--draft-backend",
+            help="The same for the draft.",
+            usual=_USUAL.draft.backend,
+            shell_complete=one_of(*BACKENDS),
+        ),
+    ),
+    grouped(
+        "Devices",
+        option("--target-gpu", type=int, help="GPU of the target.", usual="as --target-device"),
+        option(
+            "--draft-gpu",
+            type=int,
+            help="GPU of the draft; both may share one.",
+            usual="as --draft-device",
+        ),
+        option(
+            "--target-device",
+            help="auto, cpu, cpu:0-3 or cuda:0.",
+            usual=_USUAL.target.device,
+            shell_complete=one_of(*_DEVICES),
+        ),
+        option(
+            "--draft-device",
+            help="The same for the draft.",
+            usual=_USUAL.draft.device,
+            shell_complete=one_of(*_DEVICES),
+        ),
+    ),
+    grouped(
+        "Pipeline",
+        option(
+            "--config",
+            "config_file",
+            type=click.Path(path_type=Path),
+            help="A TOML file of settings, over which flags win.",
+            usual="none",
+        ),
+        option(
+            "--drafter",
+            help=f"Where guesses come from: {', '.join(DRAFTERS)}.",
+            usual=_USUAL.draft.drafter,
+            shell_complete=one_of(*DRAFTERS),
+        ),
+        option(
+            "--remember",
+            type=int,
+            help="Tokens of past outputs to guess from too.",
+            usual=_USUAL.draft.remember,
+        ),
+        option(
+            "--acceptance",
+            help=f"Rule for guesses: {' or '.join(ACCEPTANCES)}.",
+            usual=_USUAL.pipeline.acceptance,
+            shell_complete=one_of(*ACCEPTANCES),
+        ),
+        option(
+            "--policy",
+            help="When to verify, and how much: elastic, take_all, serial:4 or pearl:4.",
+            usual=_USUAL.pipeline.policy,
+            shell_complete=one_of(*_POLICIES),
+        ),
+        option(
+            "--address",
+            help="host:port of a running Ray, or auto.",
+            usual="the one on this machine, else one is started",
+        ),
+    ),
+)
+
+_ASKED = grouped(
+    "Sampling",
+    option("--max-tokens", type=int, help="Most tokens to write.", usual=_SAMPLING.max_tokens),
+    option("--temperature", type=float, help="0 is greedy.", usual=_SAMPLING.temperature),
+    option("--top-k", type=int, help="Keep the k likeliest; 0 keeps all.", usual=_SAMPLING.top_k),
+    option("--top-p", type=float, help="Keep the likeliest that reach p.", usual=_SAMPLING.top_p),
+    option("--min-p", type=float, help="Keep those p times the likeliest.", usual=_SAMPLING.min_p),
+    option(
+        "--repetition-penalty",
+        type=float,
+        help="Above 1: repeat less.",
+        usual=_SAMPLING.repetition_penalty,
+    ),
+    option(
+        "--presence-penalty",
+        type=float,
+        help="Taken off once if written.",
+        usual=_SAMPLING.presence_penalty,
+    ),
+    option(
+        "--frequency-penalty",
+        type=float,
+        help="Taken off each time.",
+        usual=_SAMPLING.frequency_penalty,
+    ),
+    option(
         "--logit-bias",
         multiple=True,
         metavar="ID=BIAS",
         help="Added to a logit; may be repeated.",
+        usual="none",
     ),
-    click.option("--seed", type=int, help="The same seed gives the same text.  [default: random]"),
-    click.option("--stop", multiple=True, help="A text that ends the answer; may be repeated."),
-    click.option(
-        "--stop-token-ids", multiple=True, type=int, help="A token that does; may be repeated."
+    option("--seed", type=int, help="The same seed gives the same text.", usual="random"),
+    option(
+        "--stop", multiple=True, help="A text that ends the answer; may be repeated.", usual="none"
     ),
-    click.option("--ignore-eos", is_flag=True, default=None, help="Write on past the end of text."),
+    option(
+        "--stop-token-ids",
+        multiple=True,
+        type=int,
+        help="A token that does; may be repeated.",
+        usual="none",
+    ),
+    option("--ignore-eos", is_flag=True, default=None, help="Write on past the end of text."),
 )
 
 _SAMPLING_NAMES = (
@@ -74,16 +225,6 @@ _SAMPLING_NAMES = (
     *("presence_penalty", "frequency_penalty", "seed", "stop", "stop_token_ids", "ignore_eos"),
     *("n", "logprobs"),
 )
-
-
-def pipeline_options(command: _Command) -> _Command:
-    """Flags about models, devices and Ray."""
-    return _with(_PIPELINE, command)
-
-
-def sampling_options(command: _Command) -> _Command:
-    """Flags about what is asked of an answer."""
-    return _with(_SAMPLING, command)
 
 
 def configure(options: Mapping[str, Any]) -> Config:
@@ -103,7 +244,7 @@ def configure(options: Mapping[str, Any]) -> Config:
     sampling = {name: options.get(name) for name in _SAMPLING_NAMES}
     sampling["logit_bias"] = dict(_bias(text) for text in options["logit_bias"])
     return config.override(
-        models_dir=options["models_dir"],
+        models_dir=str(options["models_dir"]) if options["models_dir"] else None,
         target={
             "model": options["target"],
             "device": _device("target", options),
@@ -123,12 +264,6 @@ def configure(options: Mapping[str, Any]) -> Config:
         pipeline={name: options.get(name) for name in ("acceptance", "policy", "record", "trace")},
         ray={"address": options["address"]},
     )
-
-
-def _with(options: tuple[Callable[[Any], Any], ...], command: _Command) -> _Command:
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 def _bias(text: str) -> tuple[str, float]:

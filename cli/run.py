@@ -3,14 +3,21 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
-from specpipe.actors.pipeline import Pipeline, with_seed
 from specpipe.cli import answers
 from specpipe.cli.chat import Chat
-from specpipe.cli.options import configure, pipeline_options, sampling_options
+from specpipe.cli.options import (
+    configure,
+    grouped,
+    json_option,
+    option,
+    pipeline_options,
+    sampling_options,
+)
 from specpipe.completion import Completion
 from specpipe.devices import format_cores
 from specpipe.errors import SpecpipeError, UserError
@@ -18,29 +25,59 @@ from specpipe.messages import Ready, Role
 from specpipe.pair import ModelPair, Prompt
 from specpipe.sampling import SamplingParams
 
+if TYPE_CHECKING:
+    from specpipe.actors.pipeline import Pipeline
 
-@click.command()
-@click.option(
-    "--prompt", help="What to complete.  [default: standard input; on a terminal, a chat]"
+
+@cloup.command()
+@grouped(
+    "Prompt",
+    option(
+        "--prompt",
+        help="What to complete.",
+        usual="standard input, which on a terminal is a chat",
+    ),
+    option(
+        "--prompt-file",
+        type=click.Path(path_type=Path),
+        help="A file that holds it, as UTF-8.",
+        usual="none",
+    ),
+    option("--system", help="A system message before the prompt or the chat.", usual="none"),
+    option("--raw", is_flag=True, help="Take it as it is, without the chat template."),
 )
-@click.option(
-    "--prompt-file", type=click.Path(path_type=Path), help="A file that holds it, as UTF-8."
-)
-@click.option("--system", help="A system message, put before the prompt or the chat.")
-@click.option("--raw", is_flag=True, help="Take the prompt as it is, without the chat template.")
-@click.option("--no-draft", is_flag=True, help="Let the target work alone: the reference.")
 @pipeline_options
-@sampling_options
-@click.option("--n", type=int, help="How many answers to write.  [default: 1]")
-@click.option("--logprobs", type=int, help="With --json: log-probabilities of so many tokens.")
-@click.option(
-    "--show-accepted",
-    is_flag=True,
-    help="Colour the text, on a terminal, by what each token is: accepted, recovered or bonus.",
+@grouped(
+    "Models",
+    option("--no-draft", is_flag=True, help="Let the target work alone: the reference."),
 )
-@click.option("--record", help="File to write the fate of each guess to, for `simulate --replay`.")
-@click.option("--trace", help="File to write what happened when to, for Perfetto and `trace`.")
-@click.option("--json", "as_json", is_flag=True, help="End standard output with a JSON line.")
+@sampling_options
+@grouped("Sampling", option("--n", type=int, help="How many answers to write.", usual=1))
+@grouped(
+    "Output",
+    option(
+        "--show-accepted",
+        is_flag=True,
+        help="Colour text on a terminal by what each token is: accepted, recovered or bonus.",
+    ),
+    option(
+        "--logprobs",
+        type=int,
+        help="With --json: log-probabilities of so many tokens.",
+        usual="none",
+    ),
+    option(
+        "--record",
+        help="File to write the fate of each guess to, for `simulate --replay`.",
+        usual="none",
+    ),
+    option(
+        "--trace",
+        help="File to write what happened when to, for Perfetto and `specpipe trace`.",
+        usual="none",
+    ),
+    json_option,
+)
 def run(
     *,
     prompt: str | None,
@@ -51,12 +88,18 @@ def run(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Complete a prompt; text goes to standard output, figures to standard error.
+    """Complete a prompt and stream the answer; on a terminal, without a prompt, chat.
 
-    On a terminal, without a prompt, it is a chat.
+    The target's own text, token for token, goes to standard output; where the models run, and how
+    well they guessed, to standard error.
 
     Example: specpipe run --prompt "Why is the sky blue?" --max-tokens 100
     """
+    from specpipe.actors.pipeline import (  # noqa: PLC0415 (Ray, which help must not wait for)
+        Pipeline,
+        with_seed,
+    )
+
     config = configure(options)
     if config.sampling.logprobs is not None and not as_json:
         raise UserError("--logprobs are shown in JSON only: add --json")
@@ -90,7 +133,7 @@ def run(
 
 
 def _answer(
-    pipeline: Pipeline, tokens: list[int], params: SamplingParams, *, coloured: bool
+    pipeline: "Pipeline", tokens: list[int], params: SamplingParams, *, coloured: bool
 ) -> list[Completion]:
     """Write all answers that are wanted, or those up to the first error."""
     written: list[Completion] = []

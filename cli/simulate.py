@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import cloup
 
+from specpipe.cli.complete import one_of
+from specpipe.cli.options import grouped, json_option, option
 from specpipe.dispatch import make_policy
 from specpipe.errors import UserError
 from specpipe.policy_comparison import (
@@ -26,29 +29,71 @@ from specpipe.simulated_workers import Hardware
 _FILE = click.Path(path_type=Path)
 
 
-@click.command()
-@click.option("--policy", "policies", multiple=True, help="One or more; serial and pearl are tuned "
-              "unless given as serial:4.  [default: all, and the oracle]")  # fmt: skip
-@click.option("--c", type=float, help="Draft steps that one target pass lasts.  [default: 5]")
-@click.option("--acceptance", type=float, help="Chance that a guess is right.  [default: 0.8]")
-@click.option("--row-cost", type=float, help="Cost of each further row in a pass.  [default: 0]")
-@click.option("--grain", type=float, help="Parts of a step at which it can be dropped: 0 at once, "
-              "1 never.  [default: 0]")  # fmt: skip
-@click.option("--latency", type=float, help="One way of a message, in draft steps.  [default: 0]")
-@click.option("--contention", type=float, help="Slow-down of a pass while the draft works.  "
-              "[default: 0]")  # fmt: skip
-@click.option("--jitter", type=float, help="Relative deviation of all durations.  [default: 0]")
-@click.option("--profile", type=_FILE, help="Step times from a file, as in configs/profiles.")
-@click.option("--replay", type=_FILE, help="Guesses, and step times, from `run --record`.")
-@click.option("--no-confidences", is_flag=True, help="Replay fates only: one chance for all.")
-@click.option("--grid", is_flag=True, help="c 2 to 20, acceptance 0.5 to 0.9, row cost 0 and 0.1.")
-@click.option("--tokens", type=int, default=20_000, show_default=True, help="To commit, each run.")
-@click.option("--seed", type=int, default=1, show_default=True, help="Of the guesses.")
-@click.option("--jobs", type=int, default=1, show_default=True, help="Processes to use.")
-@click.option("--out", type=_FILE, help="Folder for the table, the results and the heat maps.")
-@click.option("--json", "as_json", is_flag=True, help="End standard output with a JSON line.")
+@cloup.command()
+@grouped(
+    "Rules",
+    option(
+        "--policy",
+        "policies",
+        multiple=True,
+        help="One or more; serial and pearl are tuned unless given as serial:4.",
+        usual="all, and the oracle",
+        shell_complete=one_of(*POLICIES),
+    ),
+)
+@grouped(
+    "Hardware",
+    option("--c", type=float, help="Draft steps that one target pass lasts.", usual=5),
+    option("--row-cost", type=float, help="Cost of each further row in a pass.", usual=0),
+    option(
+        "--grain",
+        type=float,
+        help="Parts of a step at which it can be dropped: 0 at once, 1 never.",
+        usual=0,
+    ),
+    option("--latency", type=float, help="One way of a message, in draft steps.", usual=0),
+    option("--contention", type=float, help="Slow-down of a pass while the draft works.", usual=0),
+    option("--jitter", type=float, help="Relative deviation of all durations.", usual=0),
+    option(
+        "--profile",
+        type=_FILE,
+        help="Step times from a file, as in configs/profiles.",
+        usual="none: the options above",
+    ),
+)
+@grouped(
+    "Guesses",
+    option("--acceptance", type=float, help="Chance that a guess is right.", usual=0.8),
+    option(
+        "--replay",
+        type=_FILE,
+        help="Guesses, and step times, from `run --record`.",
+        usual="none: drawn at random",
+    ),
+    option("--no-confidences", is_flag=True, help="Replay fates only: one chance for all."),
+)
+@grouped(
+    "Runs",
+    option("--grid", is_flag=True, help="c 2 to 20, acceptance 0.5 to 0.9, row cost 0 and 0.1."),
+    option("--tokens", type=int, default=20_000, show_default=True, help="To commit, each run."),
+    option("--seed", type=int, default=1, show_default=True, help="Of the guesses."),
+    option("--jobs", type=int, default=1, show_default=True, help="Processes to use."),
+)
+@grouped(
+    "Output",
+    option(
+        "--out",
+        type=_FILE,
+        help="Folder for the table, the results and the heat maps.",
+        usual="none",
+    ),
+    json_option,
+)
 def simulate(**options: Any) -> None:
     """Compare dispatch rules on modelled hardware, the same guesses for each.
+
+    A dispatch rule says when the target verifies, and how much. No model is run: the real rules and
+    the real coordinator drive modelled workers on a virtual clock.
 
     Example: specpipe simulate --c 10 --acceptance 0.7
     """

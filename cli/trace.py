@@ -4,18 +4,26 @@ from pathlib import Path
 
 import click
 
+from specpipe.cli.options import option
 from specpipe.trace_picture import draw, read_trace, window_of
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--start", type=float, help="Second to begin at.  [default: around the middle]")
-@click.option(
-    "--seconds", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True,
+@option("--start", type=float, help="Second to begin at.", usual="so that the middle is shown")
+@option(
+    "--seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=2.0,
+    show_default=True,
     help="How much to show.",
-)  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), help="Picture, .png or .svg.  "
-              "[default: FILE with .png]")  # fmt: skip
+)
+@option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Picture to draw, .png or .svg.",
+    usual="FILE, with .png",
+)
 def trace(file: Path, start: float | None, seconds: float, out: Path | None) -> None:
     """Draw a stretch of the trace FILE, which `specpipe run --trace FILE` wrote.
 

@@ -5,12 +5,19 @@ import sys
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
-from specpipe.actors.lossless import Comparison
-from specpipe.cli.options import configure, pipeline_options, sampling_options
+from specpipe.cli.options import (
+    configure,
+    grouped,
+    json_option,
+    option,
+    pipeline_options,
+    sampling_options,
+)
 from specpipe.config import Config
 from specpipe.errors import UserError
 from specpipe.lossless import FATES, Outcome
@@ -18,23 +25,37 @@ from specpipe.models.store import cache_dir
 from specpipe.pair import ModelPair
 from specpipe.prompts import read_prompts
 
+if TYPE_CHECKING:
+    from specpipe.actors.lossless import Comparison
+
 DIFFERS = 1
 DEFAULT_SEED = 0
 
 
-@click.command()
-@click.option(
-    "--prompts",
-    "prompts_file",
-    type=click.Path(path_type=Path),
-    required=True,
-    help="JSON lines with `prompt` or `turns`.",
+@cloup.command()
+@grouped(
+    "Prompts",
+    option(
+        "--prompts",
+        "prompts_file",
+        type=click.Path(path_type=Path),
+        required=True,
+        help="JSON lines with `prompt` or `turns`.",
+    ),
+    option("--num-prompts", type=click.IntRange(1), help="Only the first so many.", usual="all"),
 )
-@click.option("--num-prompts", type=click.IntRange(1), help="Only the first so many.")
 @pipeline_options
 @sampling_options
-@click.option("--records", type=click.Path(path_type=Path), help="Folder of answers and progress.")
-@click.option("--json", "as_json", is_flag=True, help="End standard output with a JSON line.")
+@grouped(
+    "Output",
+    option(
+        "--records",
+        type=click.Path(path_type=Path),
+        help="Folder of answers and progress.",
+        usual="a cache folder",
+    ),
+    json_option,
+)
 def verify(
     prompts_file: Path,
     num_prompts: int | None,
@@ -45,10 +66,15 @@ def verify(
     """Compare the pipeline's answers with the target's own, token for token.
 
     Where they differ, the position is run again to find out whether rounding explains it. Exit code
-    1 if something does not. The same command goes on where it was interrupted.
+    1 if something does not. The same command goes on where it was interrupted. The seed is 0 unless
+    another is given.
 
     Example: specpipe verify --prompts my.jsonl --temperature 0.7 --max-tokens 128
     """
+    from specpipe.actors.lossless import (  # noqa: PLC0415 (Ray, which help must not wait for)
+        Comparison,
+    )
+
     config = _seeded(configure(options))
     pair = ModelPair.find(config)
     pair.check(config.sampling)
@@ -83,7 +109,7 @@ def _seeded(config: Config) -> Config:
     return replace(config, sampling=replace(config.sampling, seed=seed, n=1))
 
 
-def _run(comparison: Comparison, prompts: list[list[int]]) -> list[Outcome]:
+def _run(comparison: "Comparison", prompts: list[list[int]]) -> list[Outcome]:
     outcomes = []
     with click.progressbar(prompts, label="comparing", file=sys.stderr) as bar:
         for number, prompt in enumerate(bar, 1):

@@ -24,11 +24,10 @@ from specpipe.models.interface import Logits
 from specpipe.models.kv_cache import KVCache
 from specpipe.models.linear import MAX_ROWS, PackedLinear
 from specpipe.models.partial_head import PartialHead
+from specpipe.models.rotary import ELEMENTS_AT_ONCE, RotaryTable
 from specpipe.models.shape import DecoderConfig
 
 _LAYERS_BETWEEN_QUESTIONS = 4
-_ELEMENTS_AT_ONCE = 32767
-"""One less than at::internal::GRAIN_SIZE, from which torch uses several threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ class Decoder:
         self._device = weights.embedding.device
         self._weights = weights
         self._attend = _attend_cpu if self._device.type == "cpu" else _attend_cuda
-        self._turns = _rope_turns(config).to(self._device)
+        self._turns = RotaryTable(config, self._device)
         self._cache = KVCache(
             layers=config.layers,
             slots=num_slots,
@@ -176,7 +175,7 @@ class Decoder:
     ) -> Tensor | None:
         """Feed at most MAX_ROWS tokens; returns the hidden states [tokens, width] after them."""
         start, count = self._cache.length(slot), ids.shape[0]
-        turns = self._turns[start : start + count]
+        turns = self._turns(start, count)
         hidden = self._weights.embedding[ids].float()
         for index, layer in enumerate(self._weights.layers):
             if interrupted and index % _LAYERS_BETWEEN_QUESTIONS == 0 and interrupted():
@@ -223,20 +222,6 @@ class Decoder:
         return logits
 
 
-def _rope_turns(config: DecoderConfig) -> Tensor:
-    """Rotations e^(i * position * frequency): complex64[context_length, 1, head_dim / 2].
-
-    Source: Su et al., RoFormer, arXiv:2104.09864. Angles are made in float64: far into a context,
-    float32 would be off in the fourth digit.
-    """
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
-    frequencies = config.rope_base**-exponents
-    if config.rope_divisors is not None:
-        frequencies /= torch.tensor(config.rope_divisors, dtype=torch.float64)
-    angles = torch.arange(config.context_length, dtype=torch.float64)[:, None] * frequencies
-    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)[:, None]
-
-
 def _turn(heads: Tensor, turns: Tensor) -> Tensor:
     """Rotate interleaved pairs of [rows, heads, head_dim] as complex numbers."""
     pairs = torch.view_as_complex(heads.view(*heads.shape[:-1], -1, 2))
@@ -263,7 +248,7 @@ def _gated(gate_up: Tensor) -> Tensor:
 
 def _by_rows(operation: Callable[..., Tensor], width: int, *inputs: Tensor) -> Tensor:
     """Apply an elementwise operation to so few rows at once that torch uses one thread."""
-    rows = max(1, _ELEMENTS_AT_ONCE // width)
+    rows = max(1, ELEMENTS_AT_ONCE // width)
     if inputs[0].shape[0] <= rows:
         return operation(*inputs)
     parts = zip(*(torch.split(x, rows) for x in inputs), strict=True)

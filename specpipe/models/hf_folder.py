@@ -103,13 +103,14 @@ def read_limits(folder: Path) -> tuple[int | None, int | None]:
     """The context length and the number of token ids of a model of any family, where it says so.
 
     Raises:
-        UserError: if its config.json can't be read.
+        UserError: if its config.json can't be read, or names impossible values.
     """
     values = read_object(folder / CONFIG_FILE)
     if isinstance(inner := values.get("text_config"), dict):
         values |= inner
+    settings = Settings(values, folder / CONFIG_FILE)
     sizes = [
-        next((values[name] for name in names if type(values.get(name)) is int), None)
+        next((settings.integer(name) for name in names if type(values.get(name)) is int), None)
         for names in (_CONTEXT_LENGTH_NAMES, ("vocab_size",))
     ]
     return sizes[0], sizes[1]

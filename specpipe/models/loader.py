@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from specpipe.errors import UserError
+from specpipe.machine import physical_memory
 from specpipe.models.decoder import Decoder, DecoderWeights, LayerWeights
 from specpipe.models.linear import PackedLinear, has_float16, pack_linear
 from specpipe.models.partial_head import PartialHead
@@ -58,9 +59,31 @@ def load_model(
     config = source.config.narrowed(context_length, output_size, path)
     if num_slots < 1:
         raise UserError(f"num_slots is {num_slots}: ask for at least 1")
+    _check_room(config, num_slots, kept, place, path)
     with torch.inference_mode():
         weights = _Weights(source, config, kept, place, head_tokens, tuple(kept_tokens))
         return Decoder(config, weights.load(), num_slots)
+
+
+def _check_room(
+    config: DecoderConfig, num_slots: int, kept: torch.dtype, place: torch.device, path: Path
+) -> None:
+    """Refuse keys and values that can't fit: a file may claim a context of any length.
+
+    Raises:
+        UserError: if the device has less memory than they can come to take.
+    """
+    on_cpu = place.type == "cpu"
+    room = physical_memory() if on_cpu else torch.cuda.get_device_properties(place).total_memory
+    number = 4 if on_cpu else kept.itemsize
+    row = 2 * config.layers * config.kv_heads * config.head_dim * number
+    if (needed := row * num_slots * config.context_length) > room:
+        sequences = f" in each of {num_slots} sequences" if num_slots > 1 else ""
+        raise UserError(
+            f"{path} asks for a context of {config.context_length} tokens{sequences}, whose keys "
+            f"and values take {needed / 1e9:.1f} GB: there are {room / 1e9:.1f} GB of memory; set "
+            f"pipeline.context_length to at most {max(2, room // (row * num_slots))}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

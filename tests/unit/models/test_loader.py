@@ -33,6 +33,7 @@ def reshape(name: str):
         ({"architecture": "mamba"}, "architecture 'mamba', .* of architecture llama, qwen2, qwen3"),
         ({"metadata": {"block_count": None}}, "block_count = None"),
         ({"metadata": {"block_count": "three"}}, "block_count = 'three'"),
+        ({"metadata": {"context_length": 2**31}}, "context_length = 2147483648"),
         ({"metadata": {"rope.freq_base": 0.0}}, "rope.freq_base = 0.0"),
         ({"metadata": {"rope.scaling.type": "yarn"}}, "rotary scaling 'yarn'"),
         ({"metadata": {"rope.dimension_count": 8}}, "a part of each head"),
@@ -58,6 +59,22 @@ def test_files_that_would_be_computed_wrongly_are_refused(tiny_gguf, options, wh
         load_model(tiny_gguf("odd.gguf", **options))
     assert "odd.gguf" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_context_that_no_memory_holds_is_refused_before_weights_are_read(
+    tiny_gguf, monkeypatch
+) -> None:
+    """A file of kilobytes that claims 16 million tokens would have taken many gigabytes."""
+    path = tiny_gguf(metadata={"context_length": 2**24 - 1})
+    monkeypatch.setattr(loader, "physical_memory", lambda: 4_000_000_000)
+    monkeypatch.setattr(loader, "_Weights", None)
+    with pytest.raises(
+        UserError, match=r"16777215 tokens, .* 12\.9 GB: there are 4\.0 GB"
+    ) as error:
+        load_model(path)
+    assert "pipeline.context_length to at most 5208333" in str(error.value)
+    monkeypatch.undo()
+    assert load_model(path, context_length=5208333 // 100).context_length == 52083
 
 
 @pytest.mark.parametrize(

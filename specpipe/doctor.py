@@ -1,0 +1,123 @@
+"""What there is to work with on this machine, as lines that say what is fine and what to do.
+
+Knows nothing of Ray; actors/doctor.py adds what it has to say.
+"""
+
+import importlib.metadata
+import importlib.util
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from specpipe.config import Config
+from specpipe.devices import format_cores
+from specpipe.machine import cpu_model, usable_cores, usable_memory
+from specpipe.models.store import list_models
+from specpipe.version import __version__
+
+State = Literal["ok", "remark", "failure"]
+_LIBRARIES = ("torch", "ray", "numpy", "pyzmq", "msgpack", "tokenizers", "safetensors", "gguf")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of a report.
+
+    Attributes:
+        name: what was looked at.
+        told: what was found, and for anything but `ok` what to do.
+        state: `remark`: it works without; `failure`: it does not.
+    """
+
+    name: str
+    told: str
+    state: State = "ok"
+
+
+def examine(directory: Path) -> list[Finding]:
+    """Look at versions, devices and models, and run the self-test; takes a few seconds.
+
+    Args:
+        directory: the folder of the models.
+    """
+    return [
+        *_versions(),
+        *_cpu(),
+        *_torch(),
+        *_models(directory),
+        _self_test(),
+    ]
+
+
+def _versions() -> list[Finding]:
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES)
+    python = f"{platform.python_version()} on {platform.system()} {platform.release()}"
+    found = [
+        Finding("specpipe", __version__),
+        Finding("Python", python),
+        Finding("libraries", versions),
+    ]
+    if importlib.util.find_spec("transformers"):
+        return [*found, Finding("transformers", importlib.metadata.version("transformers"))]
+    told = "not installed: `pip install 'specpipe[transformers]'` for the backend of that name"
+    return [*found, Finding("transformers", told, "remark")]
+
+
+def _cpu() -> list[Finding]:
+    cores = usable_cores()
+    told = f"{format_cores(cores)} of {cpu_model()}"
+    one = "; with one core alone, draft and target take turns: try --drafter ngram"
+    return [
+        Finding("cores", told if len(cores) > 1 else told + one, "ok" if cores[1:] else "remark"),
+        Finding("memory", f"{usable_memory() / 1e9:.1f} GB"),
+    ]
+
+
+def _torch() -> list[Finding]:
+    import torch  # noqa: PLC0415 (seconds, which only a doctor has)
+
+    from specpipe.models.linear import has_float16  # noqa: PLC0415
+
+    half = Finding("float16", "weights have kernels on this CPU")
+    if not has_float16():
+        half = Finding("float16", "no kernels on this CPU: weights are kept in float32", "remark")
+    count = torch.cuda.device_count()
+    names = [torch.cuda.get_device_name(i) for i in range(count)]
+    told = ", ".join(f"{i}: {name}" for i, name in enumerate(names)) or "none: models run on cores"
+    return [half, Finding("GPUs", told)]
+
+
+def _models(directory: Path) -> list[Finding]:
+    try:
+        names = [files.name for files in list_models(directory)]
+    except OSError as error:
+        told = f"cannot read {directory}: {error.strerror or error}"
+        return [Finding("models", told, "remark")]
+    config = Config()
+    assert config.draft is not None
+    found = [Finding("models", f"{', '.join(names) or 'none'} in {directory}")]
+    if config.target.model not in names:
+        told = f"no {config.target.model}: `specpipe models fetch {config.target.model}`"
+        found.append(Finding("default target", told, "remark"))
+    elif config.draft.model not in names:
+        told = f"no {config.draft.model}: `specpipe models prune --help` says how to make it"
+        found.append(Finding("default draft", told, "remark"))
+    return found
+
+
+def _self_test() -> Finding:
+    from specpipe.self_test import self_test  # noqa: PLC0415 (imports torch)
+
+    try:
+        passed = self_test()
+    except Exception as error:  # whatever it is: the rest of the report is needed all the more
+        cause = " ".join(str(error).split()) or type(error).__name__
+        told = f"{cause:.200}: please report it, with this whole text"
+        return Finding("self-test", told, "failure")
+    return Finding(
+        "self-test",
+        f"{passed.tokens} tokens of a random pair are its target's own, {passed.accepted} of "
+        f"{passed.sent} guesses stood, a message there and back takes "
+        f"{passed.round_trip_s * 1e3:.2f} ms; {passed.seconds:.1f} s",
+    )

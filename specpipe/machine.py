@@ -1,0 +1,33 @@
+"""What this machine is: its processor, its memory, the cores that a process may use."""
+
+import os
+import platform
+from pathlib import Path
+
+_CPUINFO = Path("/proc/cpuinfo")
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def usable_cores() -> tuple[int, ...]:
+    """The cores on which this process may run, in rising order."""
+    return tuple(sorted(os.sched_getaffinity(0)))
+
+
+def cpu_model() -> str:
+    """What the processor calls itself, after its architecture; only that, where it has no name."""
+    lines = _CPUINFO.read_text(encoding="utf-8").splitlines()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{platform.machine()} {models[0] if models else ''}"
+
+
+def physical_memory() -> int:
+    """Bytes of memory that the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def usable_memory() -> int:
+    """Bytes of memory that this process may use: fewer where its container has a limit."""
+    try:
+        return min(physical_memory(), int(_CGROUP_LIMIT.read_text(encoding="utf-8")))
+    except (OSError, ValueError):  # no such limit, or "max"
+        return physical_memory()

@@ -1,0 +1,280 @@
+"""Does the machinery work on this machine? A tiny random pair at work, in about a second.
+
+The real decoder, workers, coordinator and sockets; only the weights are made up, and all runs in
+one process. What the pipeline writes must be what its target writes token by token.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specpipe.channel import Channel, socket_directory, worker_address
+from specpipe.coordinator import Coordinator
+from specpipe.dispatch import make_policy
+from specpipe.drafting.drafter import Sources
+from specpipe.errors import SpecpipeError
+from specpipe.events import Command, Event, Send, StartTimer, TimerFired
+from specpipe.messages import Extend, Finish, Message, Ready, Submit, Tokens
+from specpipe.metrics import RequestMetrics
+from specpipe.models.decoder import Decoder, DecoderWeights, LayerWeights
+from specpipe.models.interface import SequenceModel
+from specpipe.models.linear import pack_linear
+from specpipe.models.loader import torch_device, torch_dtype
+from specpipe.models.shape import DecoderConfig
+from specpipe.sampler import Sampler
+from specpipe.sampling import Sampling
+from specpipe.workers.draft import Draft
+from specpipe.workers.target import Target
+
+TEMPERATURES = (0.0, 1.0)
+PROMPT = (1, 2, 3, 5, 8, 13, 21)
+TOKENS = 48
+"""Length of each answer."""
+
+_SHAPE = DecoderConfig(
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    width=64,
+    ffn_width=96,
+    vocab_size=64,
+    output_size=64,
+    context_length=128,
+    rope_base=10000.0,
+    norm_eps=1e-5,
+)
+_DRAFT_NOISE = 0.2  # relative to the weights: some guesses stand, and some don't
+_STEPS_DURING_A_PASS = 3
+_MOST_TURNS = 10_000
+_ROUND_TRIPS = 100
+_ANSWER_WITHIN_S = 5.0
+
+
+class SelfTestError(SpecpipeError):
+    """Something does not work as it must; one line says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """What a self-test saw.
+
+    Attributes:
+        tokens: written and found equal, of all answers together.
+        sent, accepted: guesses that were judged, and that stood.
+        seconds: that it took.
+        round_trip_s: of a message there and back, the median.
+    """
+
+    tokens: int
+    sent: int
+    accepted: int
+    seconds: float
+    round_trip_s: float
+
+
+def self_test() -> Passed:
+    """Run the test.
+
+    Raises:
+        SelfTestError: naming what differs from what it must be.
+    """
+    begun = time.monotonic()
+    with _one_thread():
+        sent, accepted = check_pipeline()
+    round_trip = check_channel()
+    tokens = TOKENS * len(TEMPERATURES)
+    return Passed(tokens, sent, accepted, time.monotonic() - begun, round_trip)
+
+
+def check_pipeline() -> tuple[int, int]:
+    """Hold a pipeline against its target alone; how many guesses were judged, and how many stood.
+
+    Raises:
+        SelfTestError: if they differ, or if what stood is past belief.
+    """
+    sent = accepted = 0
+    for temperature in TEMPERATURES:
+        target, draft = make_pair()
+        sampling = Sampling(temperature, 7, 0, (), prompt_length=len(PROMPT))
+        expected = decode_alone(target, sampling)
+        written, metrics = _Pipeline(target, draft).write(sampling)
+        _compare(written, expected, temperature)
+        sent, accepted = sent + metrics.sent, accepted + metrics.accepted
+    if not 0 < accepted < sent:
+        raise SelfTestError(f"of {sent} guesses {accepted} stood: some must, and some must not")
+    return sent, accepted
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """More would only wait for each other, on a busy machine for minutes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def make_pair() -> tuple[Decoder, Decoder]:
+    """A random target, and a draft that resembles it."""
+    random = torch.Generator().manual_seed(0)
+    shapes = dict(_SHAPE.weight_shapes())
+    weights = {
+        name: torch.randn(shape, generator=random) / shape[-1] ** 0.5
+        for name, shape in shapes.items()
+    }
+    noisy = {
+        name: weight + _DRAFT_NOISE * torch.randn(weight.shape, generator=random) * weight.std()
+        for name, weight in weights.items()
+    }
+    return _decoder(weights), _decoder(noisy)
+
+
+def decode_alone(model: SequenceModel, sampling: Sampling) -> list[int]:
+    """The reference: one token after the other, without coordinator, block or draft."""
+    sampler, tokens, slot = Sampler(sampling), list(PROMPT), model.open()
+    fed: Sequence[int] = PROMPT
+    while len(tokens) < len(PROMPT) + TOKENS:
+        logits = model.forward(slot, fed, 1)
+        assert logits is not None
+        fed = [sampler.choose(logits[0], len(tokens), tokens)]
+        tokens += fed
+    model.close(slot)
+    return tokens[len(PROMPT) :]
+
+
+def check_channel() -> float:
+    """Send messages through a socket, there and back; the median time of it, in seconds.
+
+    Raises:
+        SelfTestError: if one does not come back, or comes back as another.
+    """
+    message = Extend(1, 2, 3, PROMPT, 4, Sampling(1.0, 7, 0, ()))
+    with socket_directory() as directory:
+        address = worker_address(directory, "target", 1)
+        ours, theirs = Channel.bind(address), Channel.connect(address)
+        try:
+            times = sorted(_round_trip(ours, theirs, message) for _ in range(_ROUND_TRIPS))
+        finally:
+            ours.close()
+            theirs.close()
+    return times[_ROUND_TRIPS // 2]
+
+
+def _round_trip(ours: Channel, theirs: Channel, message: Message) -> float:
+    begun = time.perf_counter()
+    # The end that connects speaks first, as a worker does: the other may not know of it yet.
+    for sender, receiver in ((theirs, ours), (ours, theirs)):
+        sent = sender.send(message)
+        arrived = receiver.receive(_ANSWER_WITHIN_S) if sent else []
+        if arrived != [message]:
+            what = "arrived as another" if arrived else "did not arrive"
+            raise SelfTestError(f"a message through a Unix socket {what}")
+    return time.perf_counter() - begun
+
+
+def _decoder(weights: dict[str, Tensor]) -> Decoder:
+    device = torch_device("cpu")
+    dtype = torch_dtype("auto", device)
+
+    def linear(block: str, *names: str) -> Tensor:
+        return torch.cat([weights[f"{block}.{name}.weight"] for name in names])
+
+    with torch.inference_mode():
+        layers = [
+            LayerWeights(
+                qkv=pack_linear(linear(block, "attn_q", "attn_k", "attn_v"), dtype),
+                out=pack_linear(linear(block, "attn_output"), dtype),
+                gate_up=pack_linear(linear(block, "ffn_gate", "ffn_up"), dtype),
+                down=pack_linear(linear(block, "ffn_down"), dtype),
+            )
+            for block in (f"blk.{index}" for index in range(_SHAPE.layers))
+        ]
+        # Logits of a few units: at temperature 1 neither a single token's, nor all tokens alike.
+        head = pack_linear(weights["output.weight"] * 2, dtype)
+        table = weights["token_embd.weight"].to(dtype)
+        return Decoder(_SHAPE, DecoderWeights(table, layers, head))
+
+
+def _compare(written: list[int], expected: list[int], temperature: float) -> None:
+    if written != expected:
+        pairs = zip(written, expected, strict=False)
+        at = next((i for i, (ours, right) in enumerate(pairs) if ours != right), None)
+        where = f"{len(written)} tokens" if at is None else f"another token {at}"
+        raise SelfTestError(
+            f"at temperature {temperature:g} the pipeline wrote {where} than its target does alone"
+        )
+
+
+class _Pipeline:
+    """Coordinator, draft and target, taking turns in this thread."""
+
+    def __init__(self, target: SequenceModel, draft: SequenceModel) -> None:
+        self._coordinator = Coordinator(make_policy("take_all"), lookahead=8)
+        self._target, self._draft = Target(target, 1), Draft(Sources(draft, lookup=True), 1)
+        self._events: deque[Event] = deque()
+        self._for_target: deque[Message] = deque()
+        self._timers: deque[StartTimer] = deque()
+        self._steps_left = 0
+        self._written: list[int] = []
+        self._finish: Finish | None = None
+        shape = (1, _SHAPE.context_length, _SHAPE.vocab_size, "cpu", ())
+        self._events.append(Ready("target", 1, *shape))
+        self._events.append(Ready("draft", 1, *shape, self._draft.sources))
+
+    def write(self, sampling: Sampling) -> tuple[list[int], RequestMetrics]:
+        """The answer to PROMPT, and what it took.
+
+        Raises:
+            SelfTestError: if it doesn't come to its end.
+        """
+        self._events.append(Submit(1, PROMPT, TOKENS, sampling))
+        for _ in range(_MOST_TURNS):
+            if self._finish is not None and not self._for_target and not self._events:
+                break
+            self._turn()
+        if self._finish is None:
+            raise SelfTestError("the pipeline writes on without end")
+        if self._finish.reason != "length":
+            raise SelfTestError(
+                f"the pipeline ended with {self._finish.reason!r}: {self._finish.cause}"
+            )
+        return self._written, self._finish.metrics
+
+    def _turn(self) -> None:
+        """The draft makes a few steps in each pass of the target, and as many as are waited for."""
+        if self._events:
+            for command in self._coordinator.handle(self._events.popleft(), time.monotonic()):
+                self._do(command)
+            self._coordinator.reflect()
+        elif not self._draft.idle and (self._steps_left or not self._for_target):
+            self._steps_left -= bool(self._for_target)
+            self._events += self._draft.step()
+        elif self._for_target:
+            self._events += self._target.handle(self._for_target.popleft())
+        elif self._timers:
+            timer = self._timers.popleft()
+            self._events.append(TimerFired(timer.request, timer.timer))
+        elif self._finish is None:
+            raise SelfTestError("the pipeline waits for nothing")
+
+    def _do(self, command: Command) -> None:
+        match command:
+            case Send("target", _, message):
+                self._for_target.append(message)
+                self._steps_left = _STEPS_DURING_A_PASS
+            case Send("draft", _, message):
+                self._events += self._draft.handle(message)
+            case StartTimer():
+                self._timers.append(command)
+            case Tokens():
+                self._written += command.tokens
+            case Finish():
+                self._finish = command

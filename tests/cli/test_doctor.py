@@ -1,0 +1,74 @@
+"""The doctor: finds what is there, and says what is ill."""
+
+import json
+
+import pytest
+
+from specpipe import self_test
+from specpipe.cli.main import cli
+from specpipe.workers.target import Target
+
+
+def doctor(capsys, *flags):
+    """The exit code, and the findings by name."""
+    code = cli.main(["doctor", "--json", *map(str, flags)], standalone_mode=False)
+    lines = capsys.readouterr().out.splitlines()
+    findings = {finding["name"]: finding for finding in json.loads(lines[-1])}
+    assert len(lines) == len(findings) + 1
+    return code, findings
+
+
+def test_a_machine_that_works_is_said_to(capsys, smollm2, smollm2_pruned):
+    code, findings = doctor(capsys, "--models-dir", smollm2.folder.parent)
+    assert code == 0
+    assert "failure" not in {finding["state"] for finding in findings.values()}
+    assert "smollm2" in findings["models"]["told"]
+    assert {"default target", "default draft"}.isdisjoint(findings)
+    assert "torch" in findings["libraries"]["told"]
+
+
+def test_a_missing_model_is_a_remark_with_its_remedy(capsys, tmp_path):
+    code, findings = doctor(capsys, "--models-dir", tmp_path)
+    assert code == 0
+    assert findings["default target"]["state"] == "remark"
+    assert "specpipe models fetch smollm2" in findings["default target"]["told"]
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:1", "somewhere"], ids=["nobody there", "no address"]
+)
+def test_a_ray_that_does_not_answer_is_a_failure(capsys, tmp_path, monkeypatch, address):
+    """Each run would be refused, and the doctor find nothing wrong."""
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    code, findings = doctor(capsys, "--models-dir", tmp_path)
+    assert code == 1
+    assert address in findings["Ray"]["told"]
+
+
+def _one_too_many(extend):
+    def wrong(self, message, idle):
+        verdict = extend(self, message, idle)
+        if getattr(verdict, "accepted", None) == 0 and len(message.tokens) > 1:
+            object.__setattr__(verdict, "accepted", 1)
+        return verdict
+
+    return wrong
+
+
+def _raises(*_, **__):
+    raise RuntimeError("no such kernel")
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "wrong"),
+    [
+        (Target, "_extend", _one_too_many(Target._extend)),
+        (self_test, "make_pair", _raises),
+    ],
+    ids=["accepts one too many", "a kernel that is not there"],
+)
+def test_a_planted_bug_fails_the_self_test(capsys, tmp_path, monkeypatch, place, name, wrong):
+    """A test that says yes to whatever it sees; or one that takes the report down with it."""
+    monkeypatch.setattr(place, name, wrong)
+    code, findings = doctor(capsys, "--models-dir", tmp_path)
+    assert (code, findings["self-test"]["state"]) == (1, "failure")
