@@ -1,20 +1,25 @@
-"""What the pipeline reaches on this machine with the default models: `make measure`.
+"""What the pipeline reaches on this machine with a pair of models: `make measure`.
 
 For each setting: tokens per second (all tokens by all time, prefill included), acceptance rate,
 committed tokens by target pass, overlap and useful overlap, over some prompts. The settings take
 turns prompt by prompt, so that a change in the machine's speed meets all of them alike.
+
+SPECPIPE_PAIR=TARGET,DRAFT measures another pair than the default one, against ordinary speculative
+decoding too (each setting holds both models in memory); SPECPIPE_COUNT says on how many prompts.
 """
 
+import os
 import statistics
 from contextlib import ExitStack
 
 from specpipe.actors import Completion, Config, Pipeline, SamplingParams
 from tests.prompts import prompts
 
-PROMPTS = 20
+PROMPTS = int(os.environ.get("SPECPIPE_COUNT", "20"))
 TOKENS = 64
+ALONE = "target alone, one core"
 SETTINGS = {
-    "target alone, one core": {"draft": {"model": "none"}, "target": {"device": "cpu:1"}},
+    ALONE: {"draft": {"model": "none"}, "target": {"device": "cpu:1"}},
     "target alone, all cores": {"draft": {"model": "none"}},
     "its own draft, take_all": {
         "draft": {"model": "smollm2", "drafter": "model"},
@@ -26,6 +31,26 @@ SETTINGS = {
     },
     "pruned and look-ups, elastic": {},
 }
+
+
+def settings() -> dict[str, dict[str, dict[str, object]]]:
+    """What to compare, by name: tables of a configuration."""
+    if "SPECPIPE_PAIR" not in os.environ:
+        return SETTINGS
+    target, draft = os.environ["SPECPIPE_PAIR"].split(",")
+    model, pipeline = {"model": draft, "drafter": "model"}, {"context_length": 2048}
+    common = {"target": {"model": target}, "pipeline": pipeline, "ray": {"launch_timeout_s": 900.0}}
+    return {
+        ALONE: common
+        | {"target": {"model": target, "device": "cpu:1"}, "draft": {"model": "none"}},
+        "serial:3": common | {"draft": model, "pipeline": pipeline | {"policy": "serial:3"}},
+        "elastic": common
+        | {
+            "draft": model,
+            "pipeline": pipeline | {"trace": os.environ.get("SPECPIPE_TRACE")},
+        },
+        "elastic, and look-ups": common | {"draft": {"model": draft}},
+    }
 
 
 def share(part: float, whole: float) -> str:
@@ -58,7 +83,7 @@ def main() -> None:
     with ExitStack() as stack:
         pipelines = {
             name: stack.enter_context(Pipeline.launch(Config().override(**tables)))
-            for name, tables in SETTINGS.items()
+            for name, tables in settings().items()
         }
         for temperature in (0.0, 0.8):
             params = SamplingParams(max_tokens=TOKENS, temperature=temperature, seed=20)
@@ -69,7 +94,7 @@ def main() -> None:
                     results[name] += completion if i else []  # the first is a warm-up
             print(f"temperature {temperature}, {len(texts)} prompts, {TOKENS} tokens")
             for name, completions in results.items():
-                report(name, completions, results["target alone, one core"])
+                report(name, completions, results[ALONE])
 
 
 if __name__ == "__main__":
