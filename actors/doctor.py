@@ -9,12 +9,13 @@ def examine_ray(address: str | None) -> Finding:
     """Which Ray a pipeline would use.
 
     Args:
-        address: as in RayConfig; None is what RAY_ADDRESS or this machine has.
+        address: what RAY_ADDRESS says, or None.
     """
     try:
         found = find_address(address)
     except UserError as error:
-        return Finding("Ray", str(error), "failure")
+        named = "" if address is None else "; the address is RAY_ADDRESS: set it anew or unset it"
+        return Finding("Ray", f"{error}{named}", "failure")
     if found is None:
         return Finding("Ray", "none runs here: each run starts one of its own, and ends it")
     where = "the one on this machine" if found == "auto" else found

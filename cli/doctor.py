@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from specpipe.cli.options import json_option, models_dir_option
+from specpipe.doctor import Finding, examine, guarded
 from specpipe.models import store
 
 _MARKS = {
@@ -30,14 +31,17 @@ def doctor(models_dir: Path | None, as_json: bool) -> int:
 
     Example: specpipe doctor
     """
-    from specpipe.actors.doctor import examine_ray  # noqa: PLC0415 (Ray, which help must not need)
-    from specpipe.doctor import examine  # noqa: PLC0415
-
     findings = examine(store.models_dir(models_dir))
-    findings.insert(-1, examine_ray(os.environ.get("RAY_ADDRESS")))
+    findings += guarded("Ray", _ray)
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         click.echo(f"{_MARKS[finding.state]} {finding.name:<{width}}  {finding.told}")
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings]))
     return FAILED if any(finding.state == "failure" for finding in findings) else 0
+
+
+def _ray() -> list[Finding]:
+    from specpipe.actors.doctor import examine_ray  # noqa: PLC0415 (Ray, which help must not need)
+
+    return [examine_ray(os.environ.get("RAY_ADDRESS"))]

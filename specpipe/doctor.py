@@ -6,7 +6,9 @@ Knows nothing of Ray; actors/doctor.py adds what it has to say.
 import importlib.metadata
 import importlib.util
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -41,27 +43,53 @@ def examine(directory: Path) -> list[Finding]:
     Args:
         directory: the folder of the models.
     """
-    return [
-        *_versions(),
-        *_cpu(),
-        *_torch(),
-        *_models(directory),
-        _self_test(),
-    ]
+    checks: dict[str, Callable[[], list[Finding]]] = {
+        "libraries": _versions,
+        "cores": _cpu,
+        "torch": _torch,
+        "models": partial(_models, directory),
+        "self-test": _self_test,
+    }
+    return [finding for name, check in checks.items() for finding in guarded(name, check)]
+
+
+def guarded(name: str, check: Callable[[], list[Finding]]) -> list[Finding]:
+    """What a check finds; that it fails is a finding too, since the rest is needed all the more."""
+    try:
+        return check()
+    except ImportError as error:
+        told = f"{_one_line(error)}: install specpipe again, with all that it needs"
+    except Exception as error:  # whatever a broken installation may raise
+        told = f"{_one_line(error)}: please report it, with this whole text"
+    return [Finding(name, told, "failure")]
+
+
+def _one_line(error: Exception) -> str:
+    return f"{' '.join(str(error).split()) or type(error).__name__:.200}"
 
 
 def _versions() -> list[Finding]:
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _LIBRARIES)
+    versions = {name: _version(name) for name in _LIBRARIES}
+    missing = [name for name, version in versions.items() if version is None]
+    told = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     python = f"{platform.python_version()} on {platform.system()} {platform.release()}"
-    found = [
-        Finding("specpipe", __version__),
-        Finding("Python", python),
-        Finding("libraries", versions),
-    ]
+    found = [Finding("specpipe", __version__), Finding("Python", python)]
+    if missing:
+        lacks = f"no {', '.join(missing)}: `pip install {' '.join(missing)}`"
+        found.append(Finding("libraries", lacks, "failure"))
+    else:
+        found.append(Finding("libraries", told))
     if importlib.util.find_spec("transformers"):
         return [*found, Finding("transformers", importlib.metadata.version("transformers"))]
     told = "not installed: `pip install 'specpipe[transformers]'` for the backend of that name"
     return [*found, Finding("transformers", told, "remark")]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _cpu() -> list[Finding]:
@@ -84,8 +112,9 @@ def _torch() -> list[Finding]:
         half = Finding("float16", "no kernels on this CPU: weights are kept in float32", "remark")
     count = torch.cuda.device_count()
     names = [torch.cuda.get_device_name(i) for i in range(count)]
+    cuda = f"torch has CUDA {torch.version.cuda}" if torch.version.cuda else "torch has no CUDA"
     told = ", ".join(f"{i}: {name}" for i, name in enumerate(names)) or "none: models run on cores"
-    return [half, Finding("GPUs", told)]
+    return [half, Finding("GPUs", f"{told} ({cuda})")]
 
 
 def _models(directory: Path) -> list[Finding]:
@@ -100,24 +129,23 @@ def _models(directory: Path) -> list[Finding]:
     if config.target.model not in names:
         told = f"no {config.target.model}: `specpipe models fetch {config.target.model}`"
         found.append(Finding("default target", told, "remark"))
-    elif config.draft.model not in names:
+    if config.draft.model not in names:
         told = f"no {config.draft.model}: `specpipe models prune --help` says how to make it"
         found.append(Finding("default draft", told, "remark"))
     return found
 
 
-def _self_test() -> Finding:
-    from specpipe.self_test import self_test  # noqa: PLC0415 (imports torch)
+def _self_test() -> list[Finding]:
+    from specpipe.self_test import SelfTestError, self_test  # noqa: PLC0415 (imports torch)
 
     try:
         passed = self_test()
-    except Exception as error:  # whatever it is: the rest of the report is needed all the more
-        cause = " ".join(str(error).split()) or type(error).__name__
-        told = f"{cause:.200}: please report it, with this whole text"
-        return Finding("self-test", told, "failure")
-    return Finding(
-        "self-test",
+    except SelfTestError as error:
+        told = f"{error}: please report it, with this whole text"
+        return [Finding("self-test", told, "failure")]
+    told = (
         f"{passed.tokens} tokens of a random pair are its target's own, {passed.accepted} of "
         f"{passed.sent} guesses stood, a message there and back takes "
-        f"{passed.round_trip_s * 1e3:.2f} ms; {passed.seconds:.1f} s",
+        f"{passed.round_trip_s * 1e3:.2f} ms; {passed.seconds:.1f} s"
     )
+    return [Finding("self-test", told)]

@@ -49,7 +49,7 @@ _SHAPE = DecoderConfig(
     rope_base=10000.0,
     norm_eps=1e-5,
 )
-_DRAFT_NOISE = 0.2  # relative to the weights: some guesses stand, and some don't
+_DRAFT_NOISE = 0.05  # relative to the weights: some guesses stand, and some don't
 _STEPS_DURING_A_PASS = 3
 _MOST_TURNS = 10_000
 _ROUND_TRIPS = 100

@@ -1,8 +1,14 @@
 """The doctor: finds what is there, and says what is ill."""
 
 import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
+import torch
 
 from specpipe import self_test
 from specpipe.cli.main import cli
@@ -72,3 +78,40 @@ def test_a_planted_bug_fails_the_self_test(capsys, tmp_path, monkeypatch, place,
     monkeypatch.setattr(place, name, wrong)
     code, findings = doctor(capsys, "--models-dir", tmp_path)
     assert (code, findings["self-test"]["state"]) == (1, "failure")
+
+
+def test_a_library_that_is_missing_or_broken_is_named_and_the_rest_is_told(tmp_path):
+    """A traceback of ten lines from the one command that is for broken installations."""
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "__init__.py").write_text("raise ImportError('libray.so is not there')")
+    code = (
+        "import specpipe.doctor as d\n"
+        "d._LIBRARIES = (*d._LIBRARIES, 'no-such-library')\n"
+        "from specpipe.cli.main import main; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, "doctor", "--json", "--models-dir", tmp_path],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        check=False,
+    )
+    assert result.returncode == 1, result.stderr
+    findings = {each["name"]: each for each in json.loads(result.stdout.splitlines()[-1])}
+    assert "pip install no-such-library" in findings["libraries"]["told"]
+    assert "libray.so is not there" in findings["Ray"]["told"]
+    assert findings["self-test"]["state"] == "ok"
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("wrong", [None, _raises], ids=["passed", "failed"])
+def test_nothing_is_left_behind(capsys, tmp_path, monkeypatch, wrong):
+    """A folder of sockets for each call, and more threads for torch than before."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    if wrong:
+        monkeypatch.setattr(self_test.Channel, "receive", wrong)
+    threads = torch.get_num_threads()
+    code, _ = doctor(capsys, "--models-dir", tmp_path / "models")
+    assert code == (1 if wrong else 0)
+    assert torch.get_num_threads() == threads
+    assert not list(Path(tmp_path).iterdir())

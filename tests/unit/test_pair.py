@@ -68,3 +68,13 @@ def test_the_backend_takes_other_architectures_but_no_gguf(tmp_path, smollm2) ->
 def test_an_unknown_backend_is_named() -> None:
     with pytest.raises(UserError, match="backend is 'vllm': choose one of specpipe, transformers"):
         Config().override(target={"backend": "vllm"})
+
+
+@pytest.mark.parametrize("backend", ["specpipe", "transformers"])
+def test_a_context_beyond_belief_is_refused_before_anything_starts(tmp_path, backend) -> None:
+    """It sizes tables and caches, and has to travel in messages."""
+    make(tmp_path / "target")
+    path = tmp_path / "target" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 2**31}))
+    with pytest.raises(UserError, match="max_position_embeddings = 2147483648"):
+        find(tmp_path, backend=backend)
