@@ -7,10 +7,12 @@ from SPECPIPE_PROMPTS, and of each `category` in it the first few.
 """
 
 import json
+import math
 import os
 from collections import defaultdict
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 
 from specpipe.actors import Completion, Config, Pipeline, SamplingParams
 from specpipe.elastic import Elastic
@@ -56,6 +58,19 @@ def reached(completion: Completion) -> tuple[int, int]:
     return accepted, compared
 
 
+def one_row(completions: list[Completion]) -> float:
+    """Median milliseconds of a pass of one row, by which processes of one machine differ too."""
+    times = [
+        ended - begun
+        for metrics in (completion.metrics for completion in completions)
+        for block, begun, ended in zip(
+            metrics.blocks, metrics.verifying.begun, metrics.verifying.ended, strict=False
+        )
+        if not block
+    ]
+    return 1000 * median(times) if times else math.nan
+
+
 def row(kind: str, results: Results) -> str:
     alone = sum(c.metrics.seconds for c in results["target alone"])
     cells = [f"{kind:<16}"]
@@ -93,8 +108,8 @@ def report(temperature: float, by_kind: dict[str, Results]) -> None:
             for source in ("model", "ngram")
         ]
         print(
-            f"{name:<14} {speed:5.1f} tokens/s, accepted: {', '.join(shares)}; "
-            f"identical {same} of {len(alone)}",
+            f"{name:<14} {speed:5.1f} tokens/s, a pass of one row {one_row(completions):.1f} ms, "
+            f"accepted: {', '.join(shares)}; identical {same} of {len(alone)}",
             flush=True,
         )
 
