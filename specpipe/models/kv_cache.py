@@ -7,6 +7,11 @@ exactly that many entries. Writes that would break it raise; a missing or a surp
 otherwise only show as slightly wrong logits.
 """
 
+import math
+import mmap
+from collections.abc import Sequence
+from contextlib import suppress
+
 import torch
 from torch import Tensor
 
@@ -34,7 +39,7 @@ class KVCache:
         self._layers = layers
         shape = (2, layers, slots, kv_heads, context, head_dim)
         # Views are made once: indexing costs microseconds, and a pass needs one for each layer.
-        keys, values = torch.empty(shape, dtype=dtype, device=device).unbind()
+        keys, values = _reserve(shape, dtype, torch.device(device)).unbind()
         self._keys = [list(layer.unbind()) for layer in keys.unbind()]
         self._values = [list(layer.unbind()) for layer in values.unbind()]
         self._lengths: list[int | None] = [None] * slots
@@ -117,3 +122,17 @@ class KVCache:
             raise ValueError(f"{written[0]} of {self._layers} layers got {written[1]} entries")
         self._pending_layer[slot] = self._pending_count[slot] = 0
         self._lengths[slot] = self.length(slot) + count
+
+
+def _reserve(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory whose pages come into being one by one, as they are written to.
+
+    malloc may put large blocks into huge pages (actors/cluster.py has it do so, for the weights):
+    the first token of each layer and head would then take two megabytes.
+    """
+    if device.type != "cpu":
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    with suppress(AttributeError, OSError):  # elsewhere than on Linux, or without huge pages
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(tuple(shape))
