@@ -59,12 +59,13 @@ def _connect(config: RayConfig) -> bool:
     # at the priority of any other program, not at nice 15 as Ray has its workers do: beside one
     # busy process a model would get a thirtieth of its core. And huge pages from malloc, where the
     # system leaves the choice to programs: reading weights through small ones takes a quarter
-    # longer, and how much longer differs from process to process.
+    # longer, and how much longer differs from process to process. (In the arenas of other threads
+    # glibc asks for them in part only, so there is one arena.)
     os.environ.setdefault("RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")
-    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
