@@ -1,14 +1,9 @@
 """What several tests need: models, real and tiny, and a fixed number of torch threads."""
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-# Before torch is imported: on a machine that is busy, threads that wait by spinning take each
-# other's cores away, and a test with two of them takes minutes.
-os.environ |= {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
 
 import numpy as np
 import pytest
