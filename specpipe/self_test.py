@@ -6,12 +6,8 @@ one process. What the pipeline writes must be what its target writes token by to
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
 
 from specpipe.channel import Channel, socket_directory, worker_address
 from specpipe.coordinator import Coordinator
@@ -21,11 +17,7 @@ from specpipe.errors import SpecpipeError
 from specpipe.events import Command, Event, Send, StartTimer, TimerFired
 from specpipe.messages import Extend, Finish, Message, Ready, Submit, Tokens
 from specpipe.metrics import RequestMetrics
-from specpipe.models.decoder import Decoder, DecoderWeights, LayerWeights
 from specpipe.models.interface import SequenceModel
-from specpipe.models.linear import pack_linear
-from specpipe.models.loader import torch_device, torch_dtype
-from specpipe.models.shape import DecoderConfig
 from specpipe.sampler import Sampler
 from specpipe.sampling import Sampling
 from specpipe.workers.draft import Draft
@@ -36,20 +28,6 @@ PROMPT = (1, 2, 3, 5, 8, 13, 21)
 TOKENS = 48
 """Length of each answer."""
 
-_SHAPE = DecoderConfig(
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_dim=16,
-    width=64,
-    ffn_width=96,
-    vocab_size=64,
-    output_size=64,
-    context_length=128,
-    rope_base=10000.0,
-    norm_eps=1e-5,
-)
-_DRAFT_NOISE = 0.05  # relative to the weights: some guesses stand, and some don't
 _STEPS_DURING_A_PASS = 3
 _MOST_TURNS = 10_000
 _ROUND_TRIPS = 100
@@ -85,7 +63,9 @@ def self_test() -> Passed:
         SelfTestError: naming what differs from what it must be.
     """
     begun = time.monotonic()
-    with _one_thread():
+    from specpipe.models import tiny  # noqa: PLC0415 (imports torch)
+
+    with tiny.one_thread():
         sent, accepted = check_pipeline()
     round_trip = check_channel()
     tokens = TOKENS * len(TEMPERATURES)
@@ -98,9 +78,11 @@ def check_pipeline() -> tuple[int, int]:
     Raises:
         SelfTestError: if they differ, or if what stood is past belief.
     """
+    from specpipe.models import tiny  # noqa: PLC0415 (imports torch)
+
     sent = accepted = 0
     for temperature in TEMPERATURES:
-        target, draft = make_pair()
+        target, draft = tiny.make_pair()
         sampling = Sampling(temperature, 7, 0, (), prompt_length=len(PROMPT))
         expected = decode_alone(target, sampling)
         written, metrics = _Pipeline(target, draft).write(sampling)
@@ -109,32 +91,6 @@ def check_pipeline() -> tuple[int, int]:
     if not 0 < accepted < sent:
         raise SelfTestError(f"of {sent} guesses {accepted} stood: some must, and some must not")
     return sent, accepted
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """More would only wait for each other, on a busy machine for minutes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def make_pair() -> tuple[Decoder, Decoder]:
-    """A random target, and a draft that resembles it."""
-    random = torch.Generator().manual_seed(0)
-    shapes = dict(_SHAPE.weight_shapes())
-    weights = {
-        name: torch.randn(shape, generator=random) / shape[-1] ** 0.5
-        for name, shape in shapes.items()
-    }
-    noisy = {
-        name: weight + _DRAFT_NOISE * torch.randn(weight.shape, generator=random) * weight.std()
-        for name, weight in weights.items()
-    }
-    return _decoder(weights), _decoder(noisy)
 
 
 def decode_alone(model: SequenceModel, sampling: Sampling) -> list[int]:
@@ -180,29 +136,6 @@ def _round_trip(ours: Channel, theirs: Channel, message: Message) -> float:
     return time.perf_counter() - begun
 
 
-def _decoder(weights: dict[str, Tensor]) -> Decoder:
-    device = torch_device("cpu")
-    dtype = torch_dtype("auto", device)
-
-    def linear(block: str, *names: str) -> Tensor:
-        return torch.cat([weights[f"{block}.{name}.weight"] for name in names])
-
-    with torch.inference_mode():
-        layers = [
-            LayerWeights(
-                qkv=pack_linear(linear(block, "attn_q", "attn_k", "attn_v"), dtype),
-                out=pack_linear(linear(block, "attn_output"), dtype),
-                gate_up=pack_linear(linear(block, "ffn_gate", "ffn_up"), dtype),
-                down=pack_linear(linear(block, "ffn_down"), dtype),
-            )
-            for block in (f"blk.{index}" for index in range(_SHAPE.layers))
-        ]
-        # Logits of a few units: at temperature 1 neither a single token's, nor all tokens alike.
-        head = pack_linear(weights["output.weight"] * 2, dtype)
-        table = weights["token_embd.weight"].to(dtype)
-        return Decoder(_SHAPE, DecoderWeights(table, layers, head))
-
-
 def _compare(written: list[int], expected: list[int], temperature: float) -> None:
     if written != expected:
         pairs = zip(written, expected, strict=False)
@@ -225,7 +158,7 @@ class _Pipeline:
         self._steps_left = 0
         self._written: list[int] = []
         self._finish: Finish | None = None
-        shape = (1, _SHAPE.context_length, _SHAPE.vocab_size, "cpu", ())
+        shape = (1, target.context_length, target.vocab_size, "cpu", ())
         self._events.append(Ready("target", 1, *shape))
         self._events.append(Ready("draft", 1, *shape, self._draft.sources))
 

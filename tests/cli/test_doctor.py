@@ -12,6 +12,7 @@ import torch
 
 from specpipe import self_test
 from specpipe.cli.main import cli
+from specpipe.models import tiny
 from specpipe.workers.target import Target
 
 
@@ -69,7 +70,7 @@ def _raises(*_, **__):
     ("place", "name", "wrong"),
     [
         (Target, "_extend", _one_too_many(Target._extend)),
-        (self_test, "make_pair", _raises),
+        (tiny, "make_pair", _raises),
     ],
     ids=["accepts one too many", "a kernel that is not there"],
 )
