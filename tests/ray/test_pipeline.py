@@ -67,7 +67,8 @@ def pipeline(our_ray, request, smollm2, smollm2_pruned):
         yield pipeline
 
 
-@pytest.mark.parametrize("policy", ["elastic", pytest.param("serial:3", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["elastic", "serial:3"])
 def test_no_policy_changes_what_the_target_writes(policy, reference, smollm2, tmp_path):
     """Pauses and waits, with real workers; and the recording says what was sent."""
     record = tmp_path / "run.jsonl"
