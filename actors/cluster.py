@@ -17,6 +17,7 @@ from specpipe.errors import UserError, WorkerError
 
 _OBJECT_STORE_BYTES = 80 * 2**20  # Ray's least: the pipeline puts nothing into it
 _CONNECT_TIMEOUT_S = 5.0
+_TUNABLES = "GLIBC_TUNABLES"
 
 
 _lock = threading.Lock()
@@ -57,15 +58,11 @@ def _connect(config: RayConfig) -> bool:
     # Before Ray starts, since its processes inherit them: GPUs by the numbers that torch gives
     # them on the node, no usage reports, no warning about actors without GPUs; and models that run
     # at the priority of any other program, not at nice 15 as Ray has its workers do: beside one
-    # busy process a model would get a thirtieth of its core. And huge pages from malloc, where the
-    # system leaves the choice to programs: reading weights through small ones takes a quarter
-    # longer, and how much longer differs from process to process. (In the arenas of other threads
-    # glibc asks for them in part only, so there is one arena.)
+    # busy process a model would get a thirtieth of its core.
     os.environ.setdefault("RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")
-    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1")
     on_sigterm = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
@@ -74,12 +71,13 @@ def _connect(config: RayConfig) -> bool:
                 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             ray.init(address=address, **quiet)
         else:
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                **quiet,
-            )
+            with _huge_pages():
+                ray.init(
+                    address="local",
+                    include_dashboard=False,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    **quiet,
+                )
     except ConnectionError:
         raise UserError(
             f"Ray at {address} refused us: if it asks for a token, set RAY_AUTH_MODE=token and put "
@@ -97,6 +95,25 @@ def _connect(config: RayConfig) -> bool:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray took it over
     return address is None
+
+
+@contextmanager
+def _huge_pages() -> Iterator[None]:
+    """Have processes that start meanwhile ask for huge pages, unless they are told otherwise.
+
+    Where the system leaves the choice to programs, reading weights through small pages takes a
+    quarter longer, and how much longer differs from process to process. In the arenas of other
+    threads glibc asks for them in part only, so there is one arena. Neither is for other children
+    of the program that embeds us.
+    """
+    if _TUNABLES in os.environ:
+        yield
+        return
+    os.environ[_TUNABLES] = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1"
+    try:
+        yield
+    finally:
+        del os.environ[_TUNABLES]
 
 
 def find_address(wanted: str | None) -> str | None:

@@ -16,7 +16,6 @@ they are on their way, so it costs nobody's time.
 """
 
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TextIO, get_args
 
@@ -55,7 +54,8 @@ class Tracer:
         self._origin: float | None = None  # the moment that counts as 0
         self._token_bytes: Sequence[bytes] = ()
         self._extends: dict[int, Extend] = {}  # by request
-        self._guessed: dict[int, dict[int, float]] = defaultdict(dict)  # when, by position
+        # When each position of a request that runs was guessed.
+        self._guessed: dict[int, dict[int, float]] = {}
         self._lines: list[str] = ["["]
         self._describe("process_name", 0, {"name": "specpipe"})
         for number, row in enumerate(ROWS):
@@ -69,6 +69,7 @@ class Tracer:
             case Vocabulary(token_bytes):
                 self._token_bytes = token_bytes
             case Submit():
+                self._guessed[event.request] = {}
                 arguments = {"request": event.request, "prompt_tokens": len(event.tokens)}
                 self._mark("coordinator", "submit", now, arguments)
             case Block():
@@ -111,7 +112,8 @@ class Tracer:
                 self._guessed.pop(command.request, None)
 
     def _note_block(self, block: Block) -> None:
-        request, guessed = block.request, self._guessed[block.request]
+        request = block.request
+        guessed = self._guessed.get(request, {})  # it may come late
         earlier = len(block.begun) - len(block.tokens)
         for begun, ended in zip(block.begun[:earlier], block.ended, strict=False):
             self._slice("draft", "read", begun, ended, {"request": request})

@@ -31,6 +31,7 @@ def traced(seed: int) -> tuple[World, str]:
     world.coordinator.handle = told  # type: ignore[method-assign]
     world.run()
     tracer.close()
+    assert not tracer._guessed, "kept of a request that ended"
     return world, file.getvalue()
 
 
