@@ -17,7 +17,6 @@ from specpipe.errors import UserError, WorkerError
 
 _OBJECT_STORE_BYTES = 80 * 2**20  # Ray's least: the pipeline puts nothing into it
 _CONNECT_TIMEOUT_S = 5.0
-_TUNABLES = "GLIBC_TUNABLES"
 
 
 _lock = threading.Lock()
@@ -71,13 +70,12 @@ def _connect(config: RayConfig) -> bool:
                 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
             ray.init(address=address, **quiet)
         else:
-            with _huge_pages():
-                ray.init(
-                    address="local",
-                    include_dashboard=False,
-                    object_store_memory=_OBJECT_STORE_BYTES,
-                    **quiet,
-                )
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                **quiet,
+            )
     except ConnectionError:
         raise UserError(
             f"Ray at {address} refused us: if it asks for a token, set RAY_AUTH_MODE=token and put "
@@ -95,25 +93,6 @@ def _connect(config: RayConfig) -> bool:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray took it over
     return address is None
-
-
-@contextmanager
-def _huge_pages() -> Iterator[None]:
-    """Have processes that start meanwhile ask for huge pages, unless they are told otherwise.
-
-    Where the system leaves the choice to programs, reading weights through small pages takes a
-    quarter longer, and how much longer differs from process to process. In the arenas of other
-    threads glibc asks for them in part only, so there is one arena. Neither is for other children
-    of the program that embeds us.
-    """
-    if _TUNABLES in os.environ:
-        yield
-        return
-    os.environ[_TUNABLES] = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1"
-    try:
-        yield
-    finally:
-        del os.environ[_TUNABLES]
 
 
 def find_address(wanted: str | None) -> str | None:

@@ -85,17 +85,15 @@ class Comparison:
 
     def _load(self) -> SequenceModel:
         """The target in this process, to look into its logits."""
-        import torch  # noqa: PLC0415 (rarely needed)
-
-        from specpipe.models.backends import load  # noqa: PLC0415
+        from specpipe.models.backends import load  # noqa: PLC0415 (rarely needed)
 
         device = parse_device(self._pipeline().workers["target"].device)
-        torch.set_num_threads(max(1, len(device.cores)))
         return load(
             self._config.target.backend,
             self._pair.target.weights,
             dtype=self._config.target.dtype,
             device="cpu" if device.kind == "cpu" else str(device),
+            threads=max(1, len(device.cores)),
             context_length=self._pair.context_length,
             output_size=self._pair.tokenizer.used_size,
         )

@@ -32,7 +32,7 @@ class WorkerSpec:
         weights, backend, dtype, context_length, num_slots: its model; a draft that only looks up
             has no weights.
         output_size: ids from here on are padding, which neither model may produce.
-        device: where it computes; `threads` are torch's.
+        device: where it computes, with so many threads.
         prefill_chunk: most tokens that the draft feeds at once.
         drafter, remember, head_tokens: of a draft, see DraftConfig.
         kept_tokens: that its head covers in any case.
@@ -63,7 +63,7 @@ class WorkerHost:
     """
 
     def __init__(self, cores: tuple[int, ...]) -> None:
-        # Before torch is imported, so that all threads it makes inherit the cores.
+        # Before any library makes threads, so that all of them inherit the cores.
         if cores:
             pin_process(cores)
         self._cores = cores
@@ -82,11 +82,8 @@ class WorkerHost:
         if spec.weights is None:
             self._work(spec, None)
             return
-        import torch  # noqa: PLC0415 (after pinning)
+        from specpipe.models.backends import load  # noqa: PLC0415 (after pinning)
 
-        from specpipe.models.backends import load  # noqa: PLC0415 (imports torch)
-
-        torch.set_num_threads(spec.threads)
         device = _torch_name(spec.device)
         with _stream_of_its_own(device):
             model = load(
@@ -94,6 +91,7 @@ class WorkerHost:
                 spec.weights,
                 dtype=spec.dtype,
                 device=device,
+                threads=spec.threads,
                 context_length=spec.context_length,
                 output_size=spec.output_size,
                 num_slots=spec.num_slots,
@@ -106,7 +104,7 @@ class WorkerHost:
     def _work(self, spec: WorkerSpec, model: "SequenceModel | None") -> None:
         """Report for duty, and work until told to stop."""
         worker = _worker(spec, model)
-        cores = read_back(self._cores)  # now that torch's threads exist
+        cores = read_back(self._cores)  # now that all threads exist
         channel = Channel.connect(spec.address)
         channel.send(
             Ready(

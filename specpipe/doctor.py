@@ -19,7 +19,17 @@ from specpipe.models.store import list_models
 from specpipe.version import __version__
 
 State = Literal["ok", "remark", "failure"]
-_LIBRARIES = ("torch", "ray", "numpy", "pyzmq", "msgpack", "tokenizers", "safetensors", "gguf")
+_LIBRARIES = (
+    "torch",
+    "numba",
+    "ray",
+    "numpy",
+    "pyzmq",
+    "msgpack",
+    "tokenizers",
+    "safetensors",
+    "gguf",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +115,11 @@ def _cpu() -> list[Finding]:
 def _torch() -> list[Finding]:
     import torch  # noqa: PLC0415 (seconds, which only a doctor has)
 
-    from specpipe.models.linear import has_float16  # noqa: PLC0415
+    from specpipe.models.loader import has_float16  # noqa: PLC0415
 
-    half = Finding("float16", "weights have kernels on this CPU")
+    half = Finding("float16", "this CPU converts it: weights take two bytes")
     if not has_float16():
-        half = Finding("float16", "no kernels on this CPU: weights are kept in float32", "remark")
+        half = Finding("float16", "this CPU does not convert it: weights take four bytes", "remark")
     count = torch.cuda.device_count()
     names = [torch.cuda.get_device_name(i) for i in range(count)]
     cuda = f"torch has CUDA {torch.version.cuda}" if torch.version.cuda else "torch has no CUDA"
@@ -136,7 +146,7 @@ def _models(directory: Path) -> list[Finding]:
 
 
 def _self_test() -> list[Finding]:
-    from specpipe.self_test import SelfTestError, self_test  # noqa: PLC0415 (imports torch)
+    from specpipe.self_test import SelfTestError, self_test  # noqa: PLC0415 (slow to import)
 
     try:
         passed = self_test()

@@ -34,12 +34,10 @@ TOKENS = 256
 def serve(role: Role, core: int, weights: Path, address: str) -> None:
     """A worker as the Ray actor runs it, but for Ray."""
     pin_process([core])
-    import torch  # noqa: PLC0415 (after pinning)
-
-    from specpipe.models.decoder import Decoder  # noqa: PLC0415
+    from specpipe.models.cpu.decoder import CpuDecoder  # noqa: PLC0415 (after pinning)
     from specpipe.models.loader import load_model  # noqa: PLC0415
 
-    class Slowed(Decoder):
+    class Slowed(CpuDecoder):
         def forward(self, slot, tokens, rows, interrupted=None):
             length = self.length(slot)
             for _ in range(PASSES - 1):
@@ -47,7 +45,6 @@ def serve(role: Role, core: int, weights: Path, address: str) -> None:
                 self.truncate(slot, length)
             return super().forward(slot, tokens, rows, interrupted)
 
-    torch.set_num_threads(1)
     model = load_model(weights, context_length=2048)
     channel = Channel.connect(address)
     shape = (model.context_length, model.vocab_size)

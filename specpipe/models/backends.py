@@ -18,7 +18,7 @@ def load(backend: str, path: Path, **settings: Any) -> SequenceModel:
     Raises:
         UserError: if it, or what is asked of it, can't be had.
     """
-    # Torch is imported no earlier, and no more than is needed.
+    # Neither is imported without need: they are slow to import.
     if backend == "specpipe":
         from specpipe.models.loader import load_model  # noqa: PLC0415
 

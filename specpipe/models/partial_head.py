@@ -8,60 +8,47 @@ not covered can't be guessed, which costs acceptance and nothing else.
 Not for targets: a missing token would change their output.
 """
 
-from collections.abc import Iterable, Sequence
-
-import torch
-from torch import Tensor
-
-from specpipe.models.linear import PackedLinear
+from collections.abc import Iterable, Iterator, Sequence
 
 MOST_SEEN = 2048
-"""Rows for seen tokens; then the oldest make room."""
+"""Places for seen tokens; then the oldest make room."""
 
 
-class PartialHead:
-    """Logits of the tokens 0 to `covered` - 1 and of those seen lately; -inf for all others.
+class SeenTokens:
+    """Which tokens have a place beside those that are covered.
 
     Args:
-        base: width -> covered.
-        rows: [output_size, width], the whole head, from which rows are taken as they are needed.
-        norm: float32[width], the final norm's weight, which is multiplied into each row.
+        covered: ids below this are, and need none.
+        size: ids from here on can't be produced.
         always: tokens that count as seen from the beginning, and are never dropped.
     """
 
-    def __init__(
-        self, base: PackedLinear, rows: Tensor, norm: Tensor, always: Sequence[int] = ()
-    ) -> None:
-        self._base, self._rows, self._norm = base, rows, norm
-        self._covered = base.outputs
-        self._seen: list[int] = []
+    def __init__(self, covered: int, size: int, always: Sequence[int] = ()) -> None:
+        self._covered, self._size = covered, size
+        self.ids: list[int] = []
         self._known: set[int] = set()
-        self._next = 0
-        self._weight = torch.empty(MOST_SEEN, rows.shape[1], device=rows.device)
-        self.see(always)
-        self._kept = len(self._seen)
+        self._next = self._kept = 0
+        self._first = list(dict.fromkeys(always))
 
-    @torch.inference_mode()
-    def see(self, tokens: Iterable[int]) -> None:
-        """Add rows for tokens of a text that are not covered."""
+    def see(self, tokens: Iterable[int]) -> Iterator[tuple[int, int]]:
+        """Give tokens of a text that have none a place; yields them with it.
+
+        `ids[place]` is the token from then on.
+        """
+        if self._first:
+            always, self._first = self._first, []
+            yield from self.see(always)
+            self._kept = len(self.ids)
         for token in tokens:
-            if token < self._covered or token in self._known or token >= self._rows.shape[0]:
+            if token < self._covered or token in self._known or token >= self._size:
                 continue
-            if len(self._seen) < MOST_SEEN:
-                self._seen.append(token)
-                at = len(self._seen) - 1
+            place = len(self.ids)
+            if place < MOST_SEEN:
+                self.ids.append(token)
             else:
-                at = self._kept + self._next % (MOST_SEEN - self._kept)
+                place = self._kept + self._next % (MOST_SEEN - self._kept)
                 self._next += 1
-                self._known.discard(self._seen[at])
-                self._seen[at] = token
+                self._known.discard(self.ids[place])
+                self.ids[place] = token
             self._known.add(token)
-            self._weight[at] = self._rows[token].float() * self._norm
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Multiply: float32[rows, width] to float32[rows, output_size]."""
-        logits = x.new_full((x.shape[0], self._rows.shape[0]), -torch.inf)
-        logits[:, : self._covered] = self._base(x)
-        if self._seen:
-            logits[:, self._seen] = x @ self._weight[: len(self._seen)].T
-        return logits
+            yield token, place

@@ -4,15 +4,12 @@ A file says how long its context is, and files are not trusted: a table for all 
 could take any amount of memory. So it is made in steps, each when it is first needed.
 """
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from specpipe.models.shape import DecoderConfig
 
-ELEMENTS_AT_ONCE = 32767
-"""One less than at::internal::GRAIN_SIZE, from which torch uses several threads."""
-
-_MOST_POSITIONS = 1024
+_STEP = 1024  # positions; at fixed places, so that a position has the same bits however it grew
 
 
 class RotaryTable:
@@ -22,27 +19,23 @@ class RotaryTable:
     float32 would be off in the fourth digit.
     """
 
-    def __init__(self, config: DecoderConfig, device: torch.device) -> None:
-        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
+    def __init__(self, config: DecoderConfig) -> None:
+        exponents = np.arange(0, config.head_dim, 2) / config.head_dim
         self._frequencies = config.rope_base**-exponents
         if config.rope_divisors is not None:
-            self._frequencies /= torch.tensor(config.rope_divisors, dtype=torch.float64)
-        # What torch computes at once may be rounded otherwise at its end than in its middle. Steps
-        # of one thread, at fixed places, give a position the same bits however the table grew.
-        self._step = max(1, min(_MOST_POSITIONS, ELEMENTS_AT_ONCE // (config.head_dim // 2)))
-        self._turns = torch.empty(0, 1, config.head_dim // 2, dtype=torch.complex64, device=device)
+            self._frequencies /= np.array(config.rope_divisors)
+        self._turns = np.empty((0, config.head_dim), np.float32)
 
-    def __call__(self, start: int, count: int) -> Tensor:
-        """Rotations of the positions from `start` on: complex64[count, 1, head_dim / 2]."""
-        if start + count > len(self._turns):
-            self._grow(max(start + count, 2 * len(self._turns)))
-        return self._turns[start : start + count]
+    def up_to(self, positions: int) -> NDArray[np.float32]:
+        """Cosine and sine of each pair's angle, in turn: float32[at least positions, head_dim]."""
+        if positions > len(self._turns):
+            self._grow(max(positions, 2 * len(self._turns)))
+        return self._turns
 
     def _grow(self, least: int) -> None:
         parts = [self._turns]
-        for start in range(len(self._turns), least, self._step):
-            positions = torch.arange(start, start + self._step, dtype=torch.float64)
-            angles = positions[:, None] * self._frequencies
-            turns = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
-            parts.append(turns[:, None].to(self._turns.device))
-        self._turns = torch.cat(parts)
+        for start in range(len(self._turns), least, _STEP):
+            angles = np.arange(start, start + _STEP)[:, None] * self._frequencies
+            pairs = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+            parts.append(pairs.reshape(_STEP, -1).astype(np.float32))
+        self._turns = np.concatenate(parts)

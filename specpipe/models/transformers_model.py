@@ -17,7 +17,7 @@ import torch
 
 from specpipe.errors import UserError
 from specpipe.models.interface import Logits
-from specpipe.models.loader import torch_device, torch_dtype
+from specpipe.models.loader import resolve_dtype, torch_device
 
 _PROBE = (0, 1, 2, 3)
 _TOLERANCE = {torch.float32: 1e-3}
@@ -29,6 +29,7 @@ def load_transformers(
     *,
     dtype: str = "auto",
     device: str = "cpu",
+    threads: int = 1,
     context_length: int,
     output_size: int,
     num_slots: int = 1,
@@ -39,6 +40,7 @@ def load_transformers(
         path: a Hugging Face folder.
         dtype: how weights are kept; auto is float32 on a CPU and bfloat16 on CUDA.
         device: cpu, or cuda:N as torch counts them.
+        threads: how many compute, on a CPU; they are torch's, and so this process's.
         context_length: most tokens that a slot may hold.
         output_size: token ids below this can be produced.
         num_slots: sequences that can be held at once.
@@ -54,11 +56,12 @@ def load_transformers(
             "the backend transformers is not installed: run `pip install 'specpipe[transformers]'`"
         ) from None
     place = torch_device(device)
-    kept = torch.float32 if (dtype, place.type) == ("auto", "cpu") else torch_dtype(dtype, place)
+    kept = "float32" if (dtype, device) == ("auto", "cpu") else resolve_dtype(dtype, device)
+    torch.set_num_threads(threads)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             path,
-            dtype=kept,
+            dtype=getattr(torch, kept),
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,

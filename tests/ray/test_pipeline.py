@@ -179,9 +179,6 @@ def test_models_run_at_the_priority_of_the_program(pipeline):
     ]
     assert hosts
     assert {process.nice() for process in hosts} == {psutil.Process().nice()}
-    # And in huge pages, without which a pass takes a quarter longer.
-    assert all("hugetlb=1" in host.environ().get("GLIBC_TUNABLES", "") for host in hosts)
-    assert "GLIBC_TUNABLES" not in os.environ, "other children of the program are not to have it"
 
 
 def test_rejection_writes_with_real_models(smollm2, smollm2_pruned, reference):

@@ -15,7 +15,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from specpipe.models.decoder import Decoder, _by_rows, _gated, _turn
+from specpipe.models.decoder import Decoder, Feed
 from specpipe.models.gguf_file import GGUFFile
 from specpipe.models.loader import load_model
 
@@ -142,7 +142,7 @@ def test_rope_divisors_stretch_the_frequencies(tiny_gguf) -> None:
 def test_bits_do_not_depend_on_how_tokens_are_fed(tiny_gguf, threads, dtype, variant) -> None:
     """Verification in blocks must give what decoding would have given, or near-ties flip."""
     path = tiny_gguf(**VARIANTS[variant])
-    model = load_model(path, dtype=dtype, num_slots=2)
+    model = load_model(path, dtype=dtype, num_slots=2, threads=threads)
     expected = logits_of(model, IDS)
     slot = model.open()
     for step in (1, 7, 64):
@@ -160,27 +160,9 @@ def test_bits_do_not_depend_on_how_tokens_are_fed(tiny_gguf, threads, dtype, var
             assert np.array_equal(got, expected[start : start + rows]), (start, rows)
 
 
-@pytest.mark.parametrize("width", [1000, 1824, 40000])
-def test_bits_do_not_depend_on_how_threads_share_an_operation(threads, width: int) -> None:
-    """torch computes the last elements of each thread's share by other code than the rest.
-
-    With two threads and an odd number of rows a share ends within a row; `silu` and products of
-    complex numbers then differ in the last bit of about one element in 50,000.
-    """
-    random = torch.Generator().manual_seed(0)
-    gate_up = torch.randn(61, 2 * width, generator=random)
-    heads = torch.randn(61, 2, width // 2, generator=random)
-    turns = torch.randn(61, 1, width // 4, dtype=torch.complex64, generator=random)
-    for operation, inputs in ((_gated, (gate_up,)), (_turn, (heads, turns))):
-        alone = [
-            _by_rows(operation, width, *(x[i : i + 1].clone() for x in inputs)) for i in range(61)
-        ]
-        assert torch.equal(_by_rows(operation, width, *inputs), torch.cat(alone)), operation
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_real_model_has_the_same_bits_however_it_is_fed(smollm2, threads, dtype) -> None:
-    model = load_model(smollm2.weights, dtype=dtype, context_length=128)
+    model = load_model(smollm2.weights, dtype=dtype, context_length=128, threads=threads)
     tokens = np.random.default_rng(1).integers(0, 49152, 90).tolist()
     expected = logits_of(model, tokens)
     slot = model.open()
@@ -193,6 +175,40 @@ def test_real_model_has_the_same_bits_however_it_is_fed(smollm2, threads, dtype)
             model.truncate(slot, start)
             got = model.forward(slot, tokens[start : start + rows], rows)
             assert np.array_equal(got, expected[start : start + rows]), (start, rows)
+
+
+@pytest.mark.parametrize("variant", ["grouped heads", "one key head", "qwen2", "qwen3"])
+def test_sequences_that_are_fed_together_have_the_bits_of_each_alone(
+    tiny_gguf, threads, variant
+) -> None:
+    """A row that reads its neighbour's keys, or turns by its position, writes another text."""
+    model = load_model(tiny_gguf(**VARIANTS[variant]), num_slots=4, threads=threads)
+    texts = [IDS[i : i + 90] for i in (0, 30, 60, 90)]
+    expected = [logits_of(model, text) for text in texts]
+    slots = [model.open() for _ in texts]
+    for slot, text, length in zip(slots, texts, (0, 1, 40, 77), strict=True):
+        if length:
+            model.forward(slot, text[:length], 0)
+    for counts in [(1, 1, 1, 1), (5, 1, 13, 2), (40, 16, 0, 3), (40, 60, 30, 1)]:
+        fed = [(slot, model.length(slot), count) for slot, count in zip(slots, counts, strict=True)]
+        feeds = [
+            Feed(slot, texts[i][start : start + count], min(count, 7))
+            for i, (slot, start, count) in enumerate(fed)
+            if count
+        ]
+        found = model.forward_all(feeds)
+        for feed, logits in zip(feeds, found, strict=True):
+            end = model.length(feed.slot)
+            wanted = expected[slots.index(feed.slot)][end - feed.rows : end]
+            assert np.array_equal(logits, wanted), (feed.slot, counts)
+
+
+def test_a_slot_is_not_fed_twice_in_a_pass(tiny_gguf) -> None:
+    model = load_model(tiny_gguf())
+    slot = model.open()
+    with pytest.raises(ValueError, match="only once"):
+        model.forward_all([Feed(slot, [1], 1), Feed(slot, [2], 1)])
+    assert model.length(slot) == 0
 
 
 def test_only_the_asked_rows_are_returned(tiny_gguf) -> None:
@@ -211,7 +227,7 @@ def test_an_interrupted_pass_leaves_the_slot_as_it_was(tiny_gguf, questions: int
     expected, slot = logits_of(model, IDS), model.open()
     model.forward(slot, IDS[:20], 0)
     answers = iter([False] * questions + [True])
-    assert model.forward(slot, IDS[30:170], 1, lambda: next(answers)) is None
+    assert model.forward(slot, IDS[30:220], 1, lambda: next(answers)) is None
     assert model.length(slot) == 20
     assert np.array_equal(model.forward(slot, IDS[20:], 180), expected[20:])
 

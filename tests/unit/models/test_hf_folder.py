@@ -99,7 +99,7 @@ def test_writes_what_transformers_writes(tmp_path, variant) -> None:
 def test_bits_do_not_depend_on_how_tokens_are_fed(tmp_path, threads, dtype) -> None:
     """Biases in every layer, whose kernels may mind the number of rows; see test_decoder.py."""
     make(tmp_path, "llama", attention_bias=True, mlp_bias=True)
-    model = load_model(tmp_path, dtype=dtype)
+    model = load_model(tmp_path, dtype=dtype, threads=threads)
     slot = model.open()
     expected = model.forward(slot, IDS[:100], 100)
     for start in (63, 5):  # falling, since each pass leaves but its own rows

@@ -3,14 +3,12 @@
 Losslessness rests on this: a token that is decoded alone and the same token checked as one row of a
 block must get the same logits to the last bit, or near-ties flip. Matrix kernels don't promise it:
 they cut the rows into tiles, and tiles of different heights may sum in different orders. Which row
-counts agree depends on the kernel and the CPU (fbgemm's float16 kernel differs at 1, 2, 7, 14, 31
-... rows on AVX2 and nowhere on AVX-512; oneDNN's float32 at 1 row for some shapes), so it is
-measured when a model is loaded, and inputs are padded to a count that agrees.
+counts agree depends on the kernel, the device and the shape, so it is measured when a model is
+loaded, and inputs are padded to a count that agrees.
 
 This module knows nothing of models; row counts beyond the largest good one are cut into tiles.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,8 +26,6 @@ MAX_ROWS = 64
 _COUNTS = (*range(1, 17), 20, 24, 32, 48, MAX_ROWS)
 _PROBE_SIZE = 1 << 21
 _FLOAT16_MAX = 65504.0
-
-_log = logging.getLogger(__name__)
 
 Kernel = Callable[[Tensor], Tensor]
 """float32[rows, in] -> float32[rows, out], its weight inside."""
@@ -75,19 +71,16 @@ class PackedLinear:
 def pack_linear(weight: Tensor, dtype: torch.dtype, bias: Tensor | None = None) -> PackedLinear:
     """Pack a weight for the device that it lies on.
 
-    On a CPU, sums and activations are float32 whatever the weight's dtype. The number of threads
-    belongs to what is measured: set it before, and leave it. The CUDA path has not been run on
-    hardware yet.
-
     Args:
         weight: float32[out, in].
-        dtype: how the weight is kept. float16 needs x86 (fbgemm); elsewhere it becomes float32,
-            which is logged once. On CUDA, activations have this dtype too.
+        dtype: how the weight is kept; activations have it too.
         bias: float32[out].
 
     Raises:
         UserError: if the weight does not fit into float16.
     """
+    if dtype == torch.float16 and not (largest := weight.abs().max().item()) <= _FLOAT16_MAX:
+        raise UserError(f"a weight of {largest:g} does not fit into float16: load it as float32")
     kernel = _pack(weight, dtype, bias)
     outputs, inputs = weight.shape
     # A shape's columns are computed alike, so a slice of a huge weight tells enough.
@@ -97,61 +90,7 @@ def pack_linear(weight: Tensor, dtype: torch.dtype, bias: Tensor | None = None) 
     return PackedLinear(kernel, plan, outputs)
 
 
-@cache
-def has_float16() -> bool:
-    """Whether float16 weights have a kernel on this CPU."""
-    try:
-        packed = torch.ops.quantized.linear_prepack_fp16(torch.zeros(16, 16), None)
-        torch.ops.quantized.linear_dynamic_fp16(torch.zeros(1, 16), packed)
-    except (AttributeError, RuntimeError):
-        return False
-    return True
-
-
-@cache
-def _has_mkldnn() -> bool:
-    try:
-        packed = torch.ops.mkldnn._reorder_linear_weight(torch.zeros(16, 16), None)
-        torch.ops.mkldnn._linear_pointwise(torch.zeros(1, 16), packed, None, "none", [], "")
-    except (AttributeError, RuntimeError):
-        return False
-    return True
-
-
-@cache
-def _log_once(message: str) -> None:
-    _log.warning(message)
-
-
 def _pack(weight: Tensor, dtype: torch.dtype, bias: Tensor | None) -> Kernel:
-    if weight.device.type != "cpu":
-        return _pack_plain(weight, dtype, bias)
-    if dtype == torch.float16:
-        if has_float16():
-            return _pack_float16(weight, bias)
-        _log_once("this CPU has no float16 kernel in torch: weights are kept in float32")
-    if _has_mkldnn():
-        return _pack_mkldnn(weight, bias)
-    _log_once("torch has no oneDNN here: linear layers use its plain float32 kernel")
-    return _pack_plain(weight, torch.float32, bias)
-
-
-def _pack_float16(weight: Tensor, bias: Tensor | None) -> Kernel:
-    largest = weight.abs().max().item()
-    if not largest <= _FLOAT16_MAX:
-        raise UserError(f"a weight of {largest:g} does not fit into float16: load it as float32")
-    packed = torch.ops.quantized.linear_prepack_fp16(weight, bias)
-    multiply = torch.ops.quantized.linear_dynamic_fp16.default
-    return lambda x: multiply(x, packed)
-
-
-def _pack_mkldnn(weight: Tensor, bias: Tensor | None) -> Kernel:
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-    multiply = torch.ops.mkldnn._linear_pointwise.default
-    return lambda x: multiply(x, packed, bias, "none", [], "")
-
-
-def _pack_plain(weight: Tensor, dtype: torch.dtype, bias: Tensor | None) -> Kernel:
     packed = weight.to(dtype)
     shift = None if bias is None else bias.to(dtype)
     return lambda x: functional.linear(x.to(dtype), packed, shift).float()

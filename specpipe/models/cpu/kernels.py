@@ -1,0 +1,155 @@
+"""What a pass is made of: products, norms, rotations, attention, for rows that stand in arrays.
+
+Each gives a row the same bits whichever rows are beside it. Sums run in an order that the row
+itself determines; nothing here lets the compiler reorder them.
+
+Loops are written for the compiler to turn into vector instructions. `part` of `parts` threads
+each do their share; what they hand each other over is for the caller to order.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from specpipe.models.cpu.compiled import compiled
+from specpipe.models.cpu.exponential import exp
+from specpipe.models.cpu.tile import (
+    BLOCK,
+    FEW_PANELS,
+    FEW_ROWS,
+    LANES,
+    MANY_PANELS,
+    MANY_ROWS,
+    few_rows_tile,
+    many_rows_tile,
+)
+
+_ONE = np.float32(1)
+
+
+@compiled
+def multiply(
+    w: Any,
+    w_panel: int,
+    w_step: int,
+    depth: int,
+    x: Any,
+    x_row: int,
+    rows: int,
+    out: Any,
+    out_row: int,
+    panels: int,
+) -> None:
+    """Multiply panels by rows.
+
+    out[r * out_row + 16 * p + l] becomes the sum over k < depth of
+    x[r * x_row + k] * w[p * w_panel + k * w_step + l].
+
+    Args:
+        w: weights, flat: float32, or float16 as uint16.
+        w_panel: elements from a panel to the next.
+        w_step: elements from a depth to the next.
+        depth: terms of a sum.
+        x: inputs, flat.
+        x_row: elements from a row to the next.
+        rows: how many.
+        out: results, flat.
+        out_row: elements from a row to the next.
+        panels: how many, a multiple of BLOCK.
+    """
+    if rows <= FEW_ROWS:
+        for panel in range(0, panels, FEW_PANELS):
+            few_rows_tile(
+                w, panel * w_panel, w_panel, w_step, depth,
+                x, 0, x_row, rows, out, panel * LANES, out_row,
+            )  # fmt: skip
+        return
+    for panel in range(0, panels, MANY_PANELS):
+        row = 0
+        while row < rows:
+            height = tile_height(rows - row)
+            many_rows_tile(
+                w, panel * w_panel, w_panel, w_step, depth,
+                x, row * x_row, x_row, height, out, row * out_row + panel * LANES, out_row,
+            )  # fmt: skip
+            row += height
+
+
+@compiled
+def tile_height(rows: int) -> int:
+    """How many of `rows` rows go into the next tile: so that all are about equally high."""
+    tiles = (rows + MANY_ROWS - 1) // MANY_ROWS
+    return (rows + tiles - 1) // tiles
+
+
+@compiled
+def share(panels: int, part: int, parts: int) -> tuple[int, int]:
+    """The first and the last (exclusive) of the panels that are a thread's; multiples of BLOCK."""
+    blocks = panels // BLOCK
+    return blocks * part // parts * BLOCK, blocks * (part + 1) // parts * BLOCK
+
+
+@compiled
+def normalise(x: Any, weight: Any, eps: float, out: Any) -> None:
+    """RMSNorm (Zhang and Sennrich, arXiv:1910.07467); out may be x."""
+    size = len(x)
+    lanes = np.zeros(LANES, np.float32)
+    whole = size // LANES * LANES
+    for i in range(0, whole, LANES):
+        for lane in range(LANES):
+            lanes[lane] += x[i + lane] * x[i + lane]
+    for i in range(whole, size):
+        lanes[i - whole] += x[i] * x[i]
+    scale = np.float32(1.0 / np.sqrt(_sum(lanes) / size + eps))
+    for i in range(size):
+        out[i] = x[i] * scale * weight[i]
+
+
+@compiled
+def rotate(x: Any, turns: Any) -> None:
+    """Turn interleaved pairs as complex numbers, by their cosines and sines, interleaved too."""
+    for i in range(0, len(x), 2):
+        real, imaginary, cosine, sine = x[i], x[i + 1], turns[i], turns[i + 1]
+        x[i] = real * cosine - imaginary * sine
+        x[i + 1] = real * sine + imaginary * cosine
+
+
+@compiled
+def gate(gates: Any, ups: Any, out: Any) -> None:
+    """SwiGLU (Shazeer, arXiv:2002.05202): silu(gate) * up."""
+    for i in range(len(gates)):
+        out[i] = gates[i] / (_ONE + exp(-gates[i])) * ups[i]
+
+
+@compiled
+def softmax(scores: Any, length: int) -> np.float32:
+    """Turn the first scores into e^(score - largest), the others into 0; returns 1 / their sum.
+
+    There are a multiple of 16. Sums run over 16 lanes, so that what stands behind `length` adds
+    zeros and changes no bit.
+    """
+    scores[length:] = -np.inf
+    lanes = scores[:LANES].copy()
+    for i in range(LANES, len(scores), LANES):
+        for lane in range(LANES):
+            if scores[i + lane] > lanes[lane]:
+                lanes[lane] = scores[i + lane]
+    largest = lanes[0]
+    for lane in range(LANES):
+        if lanes[lane] > largest:
+            largest = lanes[lane]
+    for i in range(len(scores)):
+        scores[i] = exp(scores[i] - largest)
+    lanes[:] = 0
+    for i in range(0, len(scores), LANES):
+        for lane in range(LANES):
+            lanes[lane] += scores[i + lane]
+    return np.float32(1.0 / _sum(lanes))
+
+
+@compiled
+def _sum(lanes: Any) -> float:
+    total = 0.0
+    for lane in range(LANES):
+        total += lanes[lane]
+    return total

@@ -1,0 +1,131 @@
+"""Compiled kernels: right, and each row with the same bits whatever is computed beside it."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from specpipe.errors import UserError
+from specpipe.models.cpu.kernels import gate, multiply, normalise, softmax
+from specpipe.models.cpu.panels import flat, padded, store
+from specpipe.models.cpu.tile import LANES, MANY_ROWS
+
+DTYPES = ["float16", "float32"]
+SHAPES = [(64, 64), (576, 1536), (100, 33), (7, 577)]
+
+
+def panels(weight: np.ndarray, dtype: str) -> np.ndarray:
+    stored = np.zeros((padded(len(weight)) // LANES, weight.shape[1], LANES), dtype)
+    store(weight, stored)
+    return flat(stored)
+
+
+def product(w: np.ndarray, x: np.ndarray, outputs: int) -> np.ndarray:
+    depth, columns = x.shape[1], padded(outputs)
+    out = np.full((len(x), columns), np.nan, np.float32)
+    multiply(
+        w, depth * LANES, LANES, depth, x.reshape(-1), depth, len(x), out.reshape(-1), columns,
+        columns // LANES,
+    )  # fmt: skip
+    return out[:, :outputs]
+
+
+def normal(*shape: int) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal(shape, np.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_result_is_the_product(dtype, shape) -> None:
+    weight, x = normal(*shape), normal(29, shape[1])
+    exact = x.astype(np.float64) @ weight.astype(dtype).astype(np.float64).T
+    found = product(panels(weight, dtype), x, shape[0])
+    np.testing.assert_allclose(found, exact, atol=1e-5 * shape[1] ** 0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_row_has_the_same_bits_in_any_company(dtype, shape) -> None:
+    """A token checked in a block must get the logits that it would have got alone."""
+    w, x = panels(normal(*shape), dtype), normal(3 * MANY_ROWS, shape[1])
+    alone = np.concatenate([product(w, x[i : i + 1], shape[0]) for i in range(len(x))])
+    for count in range(1, len(x) + 1):
+        first = (len(x) - count) // 2
+        found = product(w, x[first : first + count], shape[0])
+        assert np.array_equal(found, alone[first : first + count]), f"{count} rows"
+
+
+@pytest.mark.parametrize("value", [1e5, np.nan, -np.inf])
+def test_weights_beyond_float16_are_refused_rather_than_clipped(value: float) -> None:
+    weight = normal(96, 64)
+    weight[3, 4] = value
+    with pytest.raises(UserError, match="load it as float32"):
+        panels(weight, "float16")
+
+
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 100, 256])
+def test_softmax_is_that_of_its_length_whatever_stands_behind(length: int) -> None:
+    scores = 20 * normal(256)
+    shortest = scores[: -(-length // LANES) * LANES].copy()
+    for values in (scores, shortest):
+        values[length:] = 1e30  # of positions that the query must not see
+    exact = np.exp((scores[:length] - scores[:length].max()).astype(np.float64))
+    scales = softmax(scores, length), softmax(shortest, length)
+    np.testing.assert_allclose(scores[:length], exact, rtol=1e-6, atol=1e-37)
+    assert not scores[length:].any()
+    np.testing.assert_allclose(scales[0], 1 / exact.sum(), rtol=1e-6)
+    assert scales[0] == scales[1]
+    assert np.array_equal(scores[: len(shortest)], shortest)
+
+
+def test_the_gate_is_silu_to_its_ends() -> None:
+    """An exponential that overflows makes one value of a hidden state infinite."""
+    gates = np.array([-200, -87.5, -30, -1, -1e-6, 0, 1e-6, 1, 30, 86, 200], np.float32)
+    ups = np.full_like(gates, 3)
+    found = np.empty_like(gates)
+    gate(gates, ups, found)
+    with np.errstate(over="ignore"):
+        exact = 3 * gates.astype(np.float64) / (1 + np.exp(-gates.astype(np.float64)))
+    np.testing.assert_allclose(found, exact, rtol=2e-6, atol=1e-30)
+
+
+@pytest.mark.parametrize("size", [1, 16, 20, 64, 577])
+def test_the_norm_is_a_root_mean_square(size: int) -> None:
+    x, weight = normal(size) * 50, normal(size)
+    found = x.copy()
+    normalise(found, weight, 1e-5, found)
+    exact = x / np.sqrt(np.mean(x.astype(np.float64) ** 2) + 1e-5) * weight
+    np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-7)
+
+
+WRITE_LOGITS = """
+import sys
+from pathlib import Path
+import numpy as np
+from specpipe.models.cpu import tile
+from specpipe.models.loader import load_model
+model = load_model(Path(sys.argv[1]), dtype="float16")
+np.save(sys.argv[2], model.forward(model.open(), list(range(40)), 40))
+print(tile.MANY_PANELS, tile.MANY_ROWS)
+"""
+
+
+def test_processors_with_fewer_registers_compute_the_same_bits(tiny_gguf, tmp_path) -> None:
+    """Tiles are of another form there, and vectors half as long; no sum is in another order."""
+    told = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16c,+sse4.2"}
+    tiles, logits = [], []
+    for name, changed in (("own", {}), ("avx2", told)):
+        found = tmp_path / f"{name}.npy"
+        run = subprocess.run(
+            [sys.executable, "-c", WRITE_LOGITS, str(tiny_gguf()), str(found)],
+            env=os.environ | changed,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        tiles.append(run.stdout)
+        logits.append(np.load(found))
+    assert tiles[1] == "1 6\n"
+    assert np.array_equal(*logits)
