@@ -18,7 +18,7 @@ from specpipe.models.weights import DecoderWeights
 if TYPE_CHECKING:
     import torch
 
-DTYPES = ("auto", "float16", "float32", "bfloat16")
+DTYPES = ("auto", "float16", "float32", "bfloat16", "int8")
 
 
 def load_model(
@@ -37,8 +37,9 @@ def load_model(
 
     Args:
         path: a .gguf file, a folder that holds exactly one, or a Hugging Face folder.
-        dtype: how weights are kept: float16, float32, bfloat16 (CUDA only), or auto: float16 on a
-            CPU that converts it by itself, else float32; bfloat16 on CUDA.
+        dtype: how weights are kept: float16, float32, int8 (CPU only, and another model then: each
+            output's weights in 255 steps), bfloat16 (CUDA only), or auto: float16 on a CPU that
+            converts it by itself, else float32; bfloat16 on CUDA.
         device: cpu, or cuda:N as torch counts them.
         threads: how many compute, on a CPU.
         context_length: tokens that a slot can hold; by default as many as the model was made for.
@@ -144,7 +145,9 @@ def resolve_dtype(name: str, device: str) -> str:
     if name not in DTYPES:
         raise UserError(f"dtype {name!r} is unknown: use {', '.join(DTYPES)}")
     if name == "bfloat16" and on_cpu:
-        raise UserError("dtype bfloat16 needs a CUDA device: use float16 or float32 on a CPU")
+        raise UserError("dtype bfloat16 needs a CUDA device: use float16, float32 or int8 on a CPU")
+    if name == "int8" and not on_cpu:
+        raise UserError("dtype int8 is for CPUs: use bfloat16 or float16 on a CUDA device")
     if name == "float16" and on_cpu and not has_float16():
         raise UserError("this CPU does not convert float16 by itself: use float32")
     if name != "auto":

@@ -10,11 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specpipe.models.cpu.compiled import compiled
+from specpipe.models.cpu.instructions import LANES
 from specpipe.models.cpu.kernels import multiply, normalise, rotate, softmax
 from specpipe.models.cpu.state import Buffers, Cache, Floats, Shape
-from specpipe.models.cpu.tile import BLOCK, LANES, MANY_ROWS
+from specpipe.models.cpu.tile import BLOCK, MANY_ROWS
 
 _LANES: Any = np.int64(LANES)  # a number to numba, and no type for which to compile again
+
+
+@compiled
+def scores_row(context: int) -> int:
+    """Elements from one query's scores to the next's: not all at the same place in the cache."""
+    return context + LANES
 
 
 @compiled
@@ -110,10 +117,10 @@ def _attend_tile(
     dim, group = shape.head_dim, shape.heads // shape.kv_heads
     length = start + (query + together - 1) // group + 1
     panels = (length + BLOCK * LANES - 1) // (BLOCK * LANES) * BLOCK
-    row = shape.context
+    row = scores_row(shape.context)
     scores = b.scores[part * MANY_ROWS * row :]
     multiply(
-        cache.keys[place * row * dim :], dim * _LANES, _LANES, dim,
+        cache.keys[place * shape.context * dim :], dim * _LANES, _LANES, dim,
         b.queries[queries_at + query * dim :], dim, together, scores, row, panels,
     )  # fmt: skip
     scale = np.empty(MANY_ROWS, np.float32)
@@ -123,7 +130,7 @@ def _attend_tile(
     head = shape.padded_head
     attended = b.attended[part * MANY_ROWS * head :]
     multiply(
-        cache.values[place * row * head :], _LANES, head, length,
+        cache.values[place * shape.context * head :], _LANES, head, length,
         scores, row, together, attended, head, head // LANES,
     )  # fmt: skip
     for i in range(together):

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from specpipe.models.cpu.attention import scores_row
 from specpipe.models.cpu.barrier import SIZE as BARRIER_SIZE
 from specpipe.models.cpu.head import Vocabulary
+from specpipe.models.cpu.instructions import LANES
 from specpipe.models.cpu.layers import run_layers
 from specpipe.models.cpu.memory import reserve_entries
-from specpipe.models.cpu.panels import LayerPanels, padded
+from specpipe.models.cpu.panels import padded, read_layers
 from specpipe.models.cpu.state import Buffers, Cache, Shape
 from specpipe.models.cpu.team import Team
-from specpipe.models.cpu.tile import MANY_ROWS
+from specpipe.models.cpu.tile import MANY_PANELS, MANY_ROWS
 from specpipe.models.decoder import LAYERS_BETWEEN_QUESTIONS, Decoder, Feed, Interrupted
 from specpipe.models.interface import Logits
 from specpipe.models.rotary import RotaryTable
@@ -29,7 +31,7 @@ class CpuDecoder(Decoder):
     Args:
         config: the model's shape, as it is to be used.
         weights: where to read its weights.
-        dtype: float16 or float32.
+        dtype: float16, float32 or int8.
         num_slots: sequences that can be held at once.
         threads: how many compute.
         head_tokens, kept_tokens: see `load_model`.
@@ -49,7 +51,7 @@ class CpuDecoder(Decoder):
         super().__init__(config, dtype, num_slots, MOST_ROWS)
         self._team = Team(threads)
         self._vocabulary = Vocabulary(weights, config, dtype, head_tokens, kept_tokens)
-        self._layers = LayerPanels(config, dtype).fill(weights)
+        self._layers = read_layers(weights, config, dtype)
         self._shape = _shape(config, num_slots)
         self._turns = RotaryTable(config)
         shape = self._shape
@@ -70,7 +72,9 @@ class CpuDecoder(Decoder):
                 row += len(part.tokens)
                 kept[part.slot].append(self._buffers.hidden[row - part.rows : row].copy())
         rows = [np.concatenate(kept[feed.slot]) for feed in feeds]
-        logits = self._vocabulary.logits(self._team, self._shape, np.concatenate(rows))
+        logits = self._vocabulary.logits(
+            self._team, self._shape, np.concatenate(rows), self._buffers.wide
+        )
         return np.split(logits, np.cumsum([len(part) for part in rows])[:-1])
 
     def _pass(self, feeds: Sequence[Feed], interrupted: Interrupted) -> bool:
@@ -124,6 +128,8 @@ def _shape(config: DecoderConfig, num_slots: int) -> Shape:
 def _buffers(shape: Shape, threads: int) -> Buffers:
     mixed, ffn = shape.heads * shape.head_dim, padded(shape.ffn_width)
 
+    deepest = max(shape.width, mixed, shape.ffn_width)
+
     def rows(width: int) -> Floats:
         return np.zeros((MOST_ROWS, width), np.float32)
 
@@ -136,7 +142,8 @@ def _buffers(shape: Shape, threads: int) -> Buffers:
         gate_up=rows(2 * ffn),
         gated=rows(ffn),
         change=rows(padded(shape.width)),
-        scores=reserve_entries((threads * MANY_ROWS * shape.context,), np.float32),
+        scores=reserve_entries((threads * MANY_ROWS * scores_row(shape.context),), np.float32),
         attended=np.zeros(threads * MANY_ROWS * shape.padded_head, np.float32),
+        wide=np.zeros((threads, MANY_PANELS * LANES * deepest), np.float32),
         barrier=np.zeros(BARRIER_SIZE, np.int64),
     )

@@ -12,19 +12,22 @@ from typing import Any
 import numpy as np
 
 from specpipe.models.cpu.compiled import compiled
-from specpipe.models.cpu.exponential import exp
+from specpipe.models.cpu.exponential import exp, exponentials, largest
+from specpipe.models.cpu.instructions import LANES
 from specpipe.models.cpu.tile import (
     BLOCK,
     FEW_PANELS,
     FEW_ROWS,
-    LANES,
     MANY_PANELS,
     MANY_ROWS,
+    fetching_tile,
     few_rows_tile,
     many_rows_tile,
+    widen,
 )
 
 _ONE = np.float32(1)
+_LANES: Any = np.int64(LANES)  # a number to numba, and no type for which to compile again
 
 
 @compiled
@@ -76,6 +79,45 @@ def multiply(
 
 
 @compiled
+def multiply_kept(
+    w: Any,
+    depth: int,
+    x: Any,
+    x_row: int,
+    rows: int,
+    out: Any,
+    out_row: int,
+    panels: int,
+    wide: Any,
+) -> None:
+    """Multiply a model's panels, [panels, depth, 16], by rows; as `multiply`.
+
+    Where three tiles and more need the same weights, these are converted to float32 once, into
+    `wide`, of at least MANY_PANELS * depth * 16 elements; the next are fetched meanwhile.
+    """
+    size = depth * LANES
+    if rows <= 2 * MANY_ROWS or w.itemsize == wide.itemsize:
+        multiply(w, size, _LANES, depth, x, x_row, rows, out, out_row, panels)
+        return
+    for panel in range(0, panels, MANY_PANELS):
+        for i in range(0, MANY_PANELS * size, LANES):
+            widen(w, panel * size + i, wide, i)
+        row = 0
+        fetched, step = (panel + MANY_PANELS) * size, LANES
+        while row < rows:
+            height = tile_height(rows - row)
+            fetching_tile(
+                wide, 0, size, LANES, depth,
+                x, row * x_row, x_row, height, out, row * out_row + panel * LANES, out_row,
+                w, fetched, step,
+            )  # fmt: skip
+            row += height
+            fetched += size
+            if fetched >= (panel + 2 * MANY_PANELS) * size:  # all are on their way
+                step = 0
+
+
+@compiled
 def tile_height(rows: int) -> int:
     """How many of `rows` rows go into the next tile: so that all are about equally high."""
     tiles = (rows + MANY_ROWS - 1) // MANY_ROWS
@@ -100,7 +142,10 @@ def normalise(x: Any, weight: Any, eps: float, out: Any) -> None:
             lanes[lane] += x[i + lane] * x[i + lane]
     for i in range(whole, size):
         lanes[i - whole] += x[i] * x[i]
-    scale = np.float32(1.0 / np.sqrt(_sum(lanes) / size + eps))
+    squares = 0.0
+    for lane in range(LANES):
+        squares += lanes[lane]
+    scale = np.float32(1.0 / np.sqrt(squares / size + eps))
     for i in range(size):
         out[i] = x[i] * scale * weight[i]
 
@@ -122,34 +167,11 @@ def gate(gates: Any, ups: Any, out: Any) -> None:
 
 
 @compiled
-def softmax(scores: Any, length: int) -> np.float32:
+def softmax(scores: Any, length: int) -> Any:
     """Turn the first scores into e^(score - largest), the others into 0; returns 1 / their sum.
 
     There are a multiple of 16. Sums run over 16 lanes, so that what stands behind `length` adds
     zeros and changes no bit.
     """
     scores[length:] = -np.inf
-    lanes = scores[:LANES].copy()
-    for i in range(LANES, len(scores), LANES):
-        for lane in range(LANES):
-            if scores[i + lane] > lanes[lane]:
-                lanes[lane] = scores[i + lane]
-    largest = lanes[0]
-    for lane in range(LANES):
-        if lanes[lane] > largest:
-            largest = lanes[lane]
-    for i in range(len(scores)):
-        scores[i] = exp(scores[i] - largest)
-    lanes[:] = 0
-    for i in range(0, len(scores), LANES):
-        for lane in range(LANES):
-            lanes[lane] += scores[i + lane]
-    return np.float32(1.0 / _sum(lanes))
-
-
-@compiled
-def _sum(lanes: Any) -> float:
-    total = 0.0
-    for lane in range(LANES):
-        total += lanes[lane]
-    return total
+    return _ONE / exponentials(scores, len(scores), largest(scores, len(scores)))

@@ -11,11 +11,9 @@ from numpy.typing import NDArray
 from specpipe.models.cpu.attention import attend, take_in
 from specpipe.models.cpu.barrier import wait_for_all
 from specpipe.models.cpu.compiled import compiled
-from specpipe.models.cpu.kernels import gate, multiply, normalise, share
-from specpipe.models.cpu.state import Buffers, Cache, Floats, Layers, Shape
-from specpipe.models.cpu.tile import LANES
-
-_LANES: Any = np.int64(LANES)  # a number to numba, and no type for which to compile again
+from specpipe.models.cpu.instructions import LANES
+from specpipe.models.cpu.kernels import gate, multiply_kept, normalise, share
+from specpipe.models.cpu.state import Buffers, Cache, Floats, Layers, Matrix, Shape
 
 
 @compiled
@@ -49,22 +47,20 @@ def run_layers(
     for layer in range(first, last):
         normalise_rows(part, parts, rows, shape, b.hidden, layers.attention_norm[layer], b.normed)
         wait_for_all(b.barrier, parts)
-        _linear(part, parts, layers.qkv, layers.qkv_bias, layer, shape.width, b.normed, rows, b.qkv)
+        _linear(part, parts, layers.qkv, layer, shape.width, b.normed, rows, b.qkv, b.wide[part])
         wait_for_all(b.barrier, parts)
         take_in(part, parts, layer, segments, shape, layers.qk_norm, cache, b)
         wait_for_all(b.barrier, parts)
         attend(part, parts, layer, segments, shape, cache, b)
         wait_for_all(b.barrier, parts)
         query_width = shape.heads * shape.head_dim
-        _add_linear(part, parts, layers.out, layers.out_bias, layer, query_width, b.mixed, rows, b)
+        _add_linear(part, parts, layers.out, layer, query_width, b.mixed, rows, b)
         wait_for_all(b.barrier, parts)
         normalise_rows(part, parts, rows, shape, b.hidden, layers.ffn_norm[layer], b.normed)
         wait_for_all(b.barrier, parts)
         _gated(part, parts, layer, layers, shape, rows, b)
         wait_for_all(b.barrier, parts)
-        _add_linear(
-            part, parts, layers.down, layers.down_bias, layer, shape.ffn_width, b.gated, rows, b
-        )
+        _add_linear(part, parts, layers.down, layer, shape.ffn_width, b.gated, rows, b)
         wait_for_all(b.barrier, parts)
 
 
@@ -73,19 +69,23 @@ def run_head(
     part: int,
     parts: int,
     panels: NDArray[Any],
-    shape: Shape,
+    scale: Floats,
     normed: Floats,
     rows: int,
     logits: Floats,
+    wide: Floats,
 ) -> None:
-    """Logits [rows, outputs in panels] of normalised rows; panels: flat."""
-    first, last = share(logits.shape[1] // LANES, part, parts)
-    size = shape.width * _LANES
-    multiply(
-        panels[first * size :], size, _LANES, shape.width,
-        normed.reshape(-1), shape.width, rows,
-        logits.reshape(-1)[first * LANES :], logits.shape[1], last - first,
+    """Logits [rows, outputs in panels] of normalised rows; scale: [outputs], or [0]."""
+    depth, stride = normed.shape[1], logits.shape[1]
+    first, last = share(stride // LANES, part, parts)
+    multiply_kept(
+        panels[first * depth * LANES :], depth, normed.reshape(-1), depth, rows,
+        logits.reshape(-1)[first * LANES :], stride, last - first, wide[part],
     )  # fmt: skip
+    if scale.shape[0]:
+        for row in range(rows):
+            for i in range(first * LANES, last * LANES):
+                logits[row, i] *= scale[i]
 
 
 @compiled
@@ -101,42 +101,45 @@ def normalise_rows(
 def _linear(
     part: int,
     parts: int,
-    panels: NDArray[Any],
-    bias: Floats,
+    matrix: Matrix,
     layer: int,
     depth: int,
     x: Floats,
     rows: int,
     out: Floats,
+    wide: Floats,
 ) -> None:
     """This thread's panels of a layer's matrix, times `rows` rows."""
-    stride, size = out.shape[1], depth * _LANES
+    stride = out.shape[1]
     first, last = share(stride // LANES, part, parts)
-    multiply(
-        panels[layer * stride * depth + first * size :], size, _LANES, depth,
+    multiply_kept(
+        matrix.panels[(layer * stride + first * LANES) * depth :], depth,
         x.reshape(-1), x.shape[1], rows,
-        out.reshape(-1)[first * LANES :], stride, last - first,
+        out.reshape(-1)[first * LANES :], stride, last - first, wide,
     )  # fmt: skip
-    if bias.shape[0]:
-        for row in range(rows):
-            for i in range(first * LANES, last * LANES):
-                out[row, i] += bias[layer, i]
+    _scale_and_shift(matrix, layer, rows, out, first * LANES, last * LANES)
+
+
+@compiled
+def _scale_and_shift(
+    matrix: Matrix, layer: int, rows: int, out: Floats, first: int, last: int
+) -> None:
+    """What is left to do to a product, for the columns from `first` up to `last`."""
+    for row in range(rows):
+        if matrix.scale.shape[0]:
+            for i in range(first, last):
+                out[row, i] *= matrix.scale[layer, i]
+        if matrix.bias.shape[0]:
+            for i in range(first, last):
+                out[row, i] += matrix.bias[layer, i]
 
 
 @compiled
 def _add_linear(
-    part: int,
-    parts: int,
-    panels: NDArray[Any],
-    bias: Floats,
-    layer: int,
-    depth: int,
-    x: Floats,
-    rows: int,
-    b: Buffers,
+    part: int, parts: int, matrix: Matrix, layer: int, depth: int, x: Floats, rows: int, b: Buffers
 ) -> None:
     """The same, added to the hidden states."""
-    _linear(part, parts, panels, bias, layer, depth, x, rows, b.change)
+    _linear(part, parts, matrix, layer, depth, x, rows, b.change, b.wide[part])
     first, last = share(b.change.shape[1] // LANES, part, parts)
     last_column = min(last * LANES, b.hidden.shape[1])
     for row in range(rows):
@@ -151,20 +154,16 @@ def _gated(
     """This thread's share of the feed-forward layer's inner values: of gate, and the same of up."""
     half = b.gate_up.shape[1] // 2
     first, last = share(half // LANES, part, parts)
-    size = shape.width * _LANES
     for begin in (0, half):
-        at = (layer * 2 * half + begin) * shape.width + first * size
-        multiply(
-            layers.gate_up[at:], size, _LANES, shape.width,
+        columns = begin + first * LANES, begin + last * LANES
+        multiply_kept(
+            layers.gate_up.panels[(layer * 2 * half + columns[0]) * shape.width :], shape.width,
             b.normed.reshape(-1), shape.width, rows,
-            b.gate_up.reshape(-1)[begin + first * LANES :], 2 * half, last - first,
+            b.gate_up.reshape(-1)[columns[0] :], 2 * half, last - first, b.wide[part],
         )  # fmt: skip
+        _scale_and_shift(layers.gate_up, layer, rows, b.gate_up, columns[0], columns[1])
     first_column, last_column = first * LANES, min(last * LANES, shape.ffn_width)
     for row in range(rows):
-        if layers.gate_up_bias.shape[0]:
-            for i in range(first_column, last_column):
-                b.gate_up[row, i] += layers.gate_up_bias[layer, i]
-                b.gate_up[row, half + i] += layers.gate_up_bias[layer, half + i]
         gate(
             b.gate_up[row, first_column:last_column],
             b.gate_up[row, half + first_column : half + last_column],

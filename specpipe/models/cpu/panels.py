@@ -6,13 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specpipe.errors import UserError
+from specpipe.models.cpu.instructions import LANES
 from specpipe.models.cpu.memory import reserve_weights
-from specpipe.models.cpu.state import Layers
-from specpipe.models.cpu.tile import BLOCK, LANES
+from specpipe.models.cpu.state import Layers, Matrix
+from specpipe.models.cpu.tile import BLOCK
 from specpipe.models.shape import DecoderConfig
 from specpipe.models.weights import DecoderWeights, Floats, Linear
 
 _FLOAT16_MAX = 65504.0
+_INT8_MAX = 127
 _AT_ONCE = 64  # panels; a copy of a large vocabulary would be a large one
 
 
@@ -22,98 +24,94 @@ def padded(count: int) -> int:
     return -(-count // block) * block
 
 
-def store(weight: Floats, panels: NDArray[Any]) -> None:
-    """Put a matrix [outputs, inputs] into panels.
+class Panels:
+    """Room for one matrix of each of some layers, filled one after the other.
 
     Args:
-        weight: the matrix.
-        panels: [outputs / 16, inputs, 16], float32 or float16; zeros where no output is.
-
-    Raises:
-        UserError: if a weight does not fit into float16.
+        layers: how many.
+        outputs: of each; there are zeros up to the next multiple of 64.
+        inputs: of each.
+        dtype: float32, float16, or int8: then each output has a scale of its own.
     """
-    inputs = weight.shape[1]
-    for first in range(0, len(panels), _AT_ONCE):
-        part = weight[first * LANES : (first + _AT_ONCE) * LANES]
-        if panels.dtype == np.float16:
-            largest = np.abs(part).max()
-            if not largest <= _FLOAT16_MAX:
-                raise UserError(
-                    f"a weight of {largest:g} does not fit into float16: load it as float32"
-                )
-            part = part.astype(np.float16)
-        whole = len(part) // LANES
-        into = panels[first : first + whole]
-        into[:] = part[: whole * LANES].reshape(whole, LANES, inputs).swapaxes(1, 2)
-        if rest := len(part) % LANES:
-            panels[first + whole, :, :rest] = part[-rest:].T
 
+    def __init__(self, layers: int, outputs: int, inputs: int, dtype: str) -> None:
+        self._panels = reserve_weights((layers, padded(outputs) // LANES, inputs, LANES), dtype)
+        shape = (layers, padded(outputs)) if dtype == "int8" else (0, 0)
+        self._scale = np.ones(shape, np.float32)
+        self._bias = np.zeros((0, 0), np.float32)
 
-def flat(panels: NDArray[Any]) -> NDArray[Any]:
-    """Panels as the kernels read them; float16 as bits, since numba has no such type."""
-    values = panels.reshape(-1)
-    return values.view(np.uint16) if values.dtype == np.float16 else values
-
-
-class LayerPanels:
-    """Room for the matrices of all layers, filled one layer after the other."""
-
-    def __init__(self, config: DecoderConfig, dtype: str) -> None:
-        count, width = config.layers, config.width
-        mixed = config.heads * config.head_dim
-        qkv = mixed + 2 * config.kv_heads * config.head_dim
-
-        def panels(outputs: int, inputs: int) -> NDArray[Any]:
-            return reserve_weights((count, padded(outputs) // LANES, inputs, LANES), dtype)
-
-        self._gate_panels = padded(config.ffn_width) // LANES
-        self._qkv, self._out = panels(qkv, width), panels(width, mixed)
-        self._gate_up = panels(2 * self._gate_panels * LANES, width)
-        self._down = panels(width, config.ffn_width)
-        self._biases: dict[str, Floats] = {}
-        self._norms = np.empty((2, count, width), np.float32)
-        turned = config.heads + config.kv_heads if config.qk_norm else 0
-        self._qk_norm = np.empty((count if turned else 0, turned, config.head_dim), np.float32)
-
-    def fill(self, weights: DecoderWeights) -> Layers:
-        """Read all layers.
+    def fill(self, layer: int, linear: Linear, first: int = 0) -> None:
+        """Put a layer's matrix, or a part of it, at the output `first`, a multiple of 64.
 
         Raises:
-            UserError: if they can't be read, or a weight does not fit into float16.
+            UserError: if a weight does not fit into float16.
         """
-        for index in range(weights.config.layers):
-            layer = weights.layer(index)
-            self._norms[:, index] = layer.attention_norm, layer.ffn_norm
-            self._keep("qkv", index, layer.qkv, self._qkv[index])
-            self._keep("out", index, layer.out, self._out[index])
-            self._keep("gate", index, layer.gate, self._gate_up[index, : self._gate_panels])
-            self._keep("up", index, layer.up, self._gate_up[index, self._gate_panels :])
-            self._keep("down", index, layer.down, self._down[index])
-            if layer.qk_norm is not None:
-                self._qk_norm[index] = layer.qk_norm
-        none = np.empty((0, 0), np.float32)
-        gate_up = [self._biases.get(name) for name in ("gate", "up")]
-        biased = [bias for bias in gate_up if bias is not None]
-        half = np.zeros((weights.config.layers, self._gate_panels * LANES), np.float32)
-        return Layers(
-            qkv=flat(self._qkv),
-            out=flat(self._out),
-            gate_up=flat(self._gate_up),
-            down=flat(self._down),
-            qkv_bias=self._biases.get("qkv", none),
-            out_bias=self._biases.get("out", none),
-            gate_up_bias=np.hstack([half if bias is None else bias for bias in gate_up])
-            if biased
-            else none,
-            down_bias=self._biases.get("down", none),
-            attention_norm=self._norms[0],
-            ffn_norm=self._norms[1],
-            qk_norm=self._qk_norm,
-        )
-
-    def _keep(self, name: str, index: int, linear: Linear, panels: NDArray[Any]) -> None:
-        store(linear.weight, panels)
+        weight, outputs = linear.weight, len(linear.weight)
+        for start in range(0, outputs, _AT_ONCE * LANES):
+            part = weight[start : start + _AT_ONCE * LANES]
+            self._store(layer, first + start, part)
         if linear.bias is not None:
-            shape = (len(self._qkv), len(panels) * LANES)
-            biases = self._biases.setdefault(name, np.zeros(shape, np.float32))
-            biases[index, : len(linear.bias)] = linear.bias
+            if not len(self._bias):
+                shape = (len(self._panels), self._panels.shape[1] * LANES)
+                self._bias = np.zeros(shape, np.float32)
+            self._bias[layer, first : first + outputs] = linear.bias
+
+    def _store(self, layer: int, first: int, part: Floats) -> None:
+        largest = np.abs(part).max(axis=1, keepdims=True)
+        if self._panels.dtype == np.float16 and not (most := largest.max()) <= _FLOAT16_MAX:
+            raise UserError(f"a weight of {most:g} does not fit into float16: load it as float32")
+        if self._panels.dtype == np.int8:
+            scale = np.maximum(largest, np.finfo(np.float32).tiny) / _INT8_MAX
+            self._scale[layer, first : first + len(part)] = scale[:, 0]
+            part = np.rint(part / scale)
+        part = part.astype(self._panels.dtype, copy=False)
+        panels = self._panels[layer, first // LANES :]
+        whole, inputs = len(part) // LANES, part.shape[1]
+        panels[:whole] = part[: whole * LANES].reshape(whole, LANES, inputs).swapaxes(1, 2)
+        if rest := len(part) % LANES:
+            panels[whole, :, :rest] = part[-rest:].T
+
+    def rows(self, outputs: NDArray[np.int64]) -> Floats:
+        """Rows of the first layer's matrix as they are kept: [outputs, inputs]."""
+        rows: Floats = self._panels[0, outputs // LANES, :, outputs % LANES].astype(np.float32)
+        return rows * self._scale[0, outputs, None] if len(self._scale) else rows
+
+    def set_row(self, output: int, row: Floats) -> None:
+        """Replace a row of the first layer's matrix, which is kept as float32."""
+        self._panels[0, output // LANES, :, output % LANES] = row
+
+    def matrix(self) -> Matrix:
+        """As the kernels take it; float16 as bits, since numba has no such type."""
+        values: NDArray[Any] = self._panels.reshape(-1)
+        bits = values.view(np.uint16) if values.dtype == np.float16 else values
+        return Matrix(bits, self._scale, self._bias)
+
+
+def read_layers(weights: DecoderWeights, config: DecoderConfig, dtype: str) -> Layers:
+    """Read all layers.
+
+    Raises:
+        UserError: if they can't be read, or a weight does not fit into float16.
+    """
+    count, width = config.layers, config.width
+    mixed, half = config.heads * config.head_dim, padded(config.ffn_width)
+    qkv = Panels(count, mixed + 2 * config.kv_heads * config.head_dim, width, dtype)
+    out = Panels(count, width, mixed, dtype)
+    gate_up = Panels(count, 2 * half, width, dtype)
+    down = Panels(count, width, config.ffn_width, dtype)
+    norms = np.empty((2, count, width), np.float32)
+    turned = config.heads + config.kv_heads if config.qk_norm else 0
+    qk_norm = np.empty((count if turned else 0, turned, config.head_dim), np.float32)
+    for index in range(count):
+        layer = weights.layer(index)
+        norms[:, index] = layer.attention_norm, layer.ffn_norm
+        qkv.fill(index, layer.qkv)
+        out.fill(index, layer.out)
+        gate_up.fill(index, layer.gate)
+        gate_up.fill(index, layer.up, half)
+        down.fill(index, layer.down)
+        if layer.qk_norm is not None:
+            qk_norm[index] = layer.qk_norm
+    return Layers(
+        qkv.matrix(), out.matrix(), gate_up.matrix(), down.matrix(), norms[0], norms[1], qk_norm
+    )

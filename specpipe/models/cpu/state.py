@@ -22,24 +22,33 @@ class Shape(NamedTuple):
     eps: float
 
 
+class Matrix(NamedTuple):
+    """One matrix of each layer.
+
+    Attributes:
+        panels: flat, [layers, panels, inputs, 16]; float32, float16 as uint16, or int8.
+        scale: [layers, outputs in panels], by which products of int8 are multiplied; else [0, 0].
+        bias: [layers, outputs in panels], or [0, 0].
+    """
+
+    panels: NDArray[Any]
+    scale: Floats
+    bias: Floats
+
+
 class Layers(NamedTuple):
-    """The weights of all layers, one array a kind, in panels and flat; see `panels.py`.
+    """The weights of all layers; see `weights.py` for what each is.
 
     Attributes:
         qkv, out, gate_up, down: matrices; gate's panels come before up's.
-        qkv_bias, out_bias, gate_up_bias, down_bias: [layers, outputs in panels], or [0, 0].
         attention_norm, ffn_norm: [layers, width].
         qk_norm: [layers, heads + kv_heads, head_dim], or [0, 0, 0].
     """
 
-    qkv: NDArray[Any]
-    out: NDArray[Any]
-    gate_up: NDArray[Any]
-    down: NDArray[Any]
-    qkv_bias: Floats
-    out_bias: Floats
-    gate_up_bias: Floats
-    down_bias: Floats
+    qkv: Matrix
+    out: Matrix
+    gate_up: Matrix
+    down: Matrix
     attention_norm: Floats
     ffn_norm: Floats
     qk_norm: Floats
@@ -65,7 +74,7 @@ class Buffers(NamedTuple):
     Attributes:
         hidden: [rows, width], what goes in and comes out.
         normed, qkv, queries, mixed, gate_up, gated, change: [rows, ...].
-        scores, attended: [threads, ...].
+        scores, attended, wide: [threads, ...].
         barrier: int64, see barrier.py.
     """
 
@@ -79,4 +88,5 @@ class Buffers(NamedTuple):
     change: Floats
     scores: Floats
     attended: Floats
+    wide: Floats
     barrier: NDArray[np.int64]

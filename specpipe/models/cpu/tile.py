@@ -16,9 +16,20 @@ from llvmlite.binding import get_host_cpu_features
 from numba import config, types
 
 from specpipe.models.cpu.compiled import generated
-
-LANES = 16
-"""Outputs in a panel."""
+from specpipe.models.cpu.instructions import (
+    BYTES,
+    INT64,
+    LANES,
+    VECTOR,
+    call,
+    element,
+    load,
+    pointer,
+    prefetch,
+    spread,
+    step,
+    store,
+)
 
 # A tile's sums, its panels' weights and one input have to fit into the registers: 32 with AVX-512;
 # with AVX2 there are 16, and a vector takes two.
@@ -33,53 +44,37 @@ BLOCK = 4
 
 _AHEAD = 2048  # bytes that a panel is fetched ahead of its use; found by trying
 
-_FLOAT, _HALF, _INT64, _INT32 = ir.FloatType(), ir.HalfType(), ir.IntType(64), ir.IntType(32)
-_SUMS = ir.VectorType(_FLOAT, LANES)
 
-
-def _make_tile(panels: int, least_rows: int, most_rows: int) -> Any:
+def _make_tile(panels: int, least_rows: int, most_rows: int, *, fetches: bool = False) -> Any:
     """A function for numba that multiplies so many panels by some number of rows.
 
     Its arguments: w, w_at, w_panel, w_step, depth, x, x_at, x_row, rows, out, out_at, out_row. It
     sets out[out_at + r * out_row + 16 * p + l] to the sum over k < depth of
     x[x_at + r * x_row + k] * w[w_at + p * w_panel + k * w_step + l], for r < rows, p < panels and
-    l < 16. Arrays are flat; w holds float32, or float16 as uint16. For any number of rows but
+    l < 16. Arrays are flat; w holds float32, float16 as uint16, or int8. For any number of rows but
     `least_rows` to `most_rows` it does nothing.
+
+    With `fetches`, arguments follow that say what to bring into the cache meanwhile: an array, the
+    first element, and how many there are from one depth to the next.
     """
 
-    @generated
-    def tile(
-        _context: Any,
-        w: Any,
-        w_at: Any,
-        w_panel: Any,
-        w_step: Any,
-        depth: Any,
-        x: Any,
-        x_at: Any,
-        x_row: Any,
-        rows: Any,
-        out: Any,
-        out_at: Any,
-        out_row: Any,
-    ) -> Any:
+    def build(w: Any, x: Any, out: Any, *ahead: Any) -> Any:
         number = types.int64
-        signature = types.void(
-            w, *[number] * 4, x, *[number] * 3, out, *[number] * 2
-        )  # as the arguments come
-        element = _HALF if w.dtype == types.uint16 else _FLOAT
+        given = [w, *[number] * 4, x, *[number] * 3, out, *[number] * 2]
+        if ahead:
+            given += [ahead[0], number, number]
 
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             def start(index: int) -> Any:
-                array = context.make_array(signature.args[index])(context, builder, values[index])
-                return array.data
+                array = pointer(context, builder, signature, values, index)
+                return step(builder, array, values[index + 1])
 
-            weights = builder.bitcast(start(0), element.as_pointer())
-            panel_at = [_step(builder, weights, values[1])]
+            panel_at = [start(0)]
             for _ in range(1, panels):
-                panel_at.append(_step(builder, panel_at[-1], values[2]))
-            loop = _Tile(builder, element, panel_at, values[3], values[4])
-            x_at, out_at = _step(builder, start(5), values[6]), _step(builder, start(9), values[10])
+                panel_at.append(step(builder, panel_at[-1], values[2]))
+            fetched = (start(12), values[14]) if ahead else None
+            loop = _Tile(builder, element(w.dtype), panel_at, values[3], values[4], fetched)
+            x_at, out_at = start(5), start(9)
             end = builder.append_basic_block("end")
             choice = builder.switch(values[8], end)
             for count in range(least_rows, most_rows + 1):
@@ -91,43 +86,69 @@ def _make_tile(panels: int, least_rows: int, most_rows: int) -> Any:
             builder.position_at_end(end)
             return context.get_dummy_value()
 
-        return signature, generate
+        return types.void(*given), generate
 
-    return tile
+    # numba wants to see the arguments.
+    def tile(
+        _context: Any, w: Any, w_at: Any, w_panel: Any, w_step: Any, depth: Any,
+        x: Any, x_at: Any, x_row: Any, rows: Any, out: Any, out_at: Any, out_row: Any,
+    ) -> Any:  # fmt: skip
+        return build(w, x, out)
+
+    def fetching_tile(
+        _context: Any, w: Any, w_at: Any, w_panel: Any, w_step: Any, depth: Any,
+        x: Any, x_at: Any, x_row: Any, rows: Any, out: Any, out_at: Any, out_row: Any,
+        ahead: Any, ahead_at: Any, ahead_step: Any,
+    ) -> Any:  # fmt: skip
+        return build(w, x, out, ahead)
+
+    return generated(fetching_tile if fetches else tile)
 
 
 class _Tile:
     """Emits the loop over the depth, for some number of rows."""
 
     def __init__(
-        self, builder: Any, element: Any, panels: list[Any], step: Any, depth: Any
+        self,
+        builder: Any,
+        element: Any,
+        panels: list[Any],
+        step: Any,
+        depth: Any,
+        fetched: tuple[Any, Any] | None,
     ) -> None:
         self._builder, self._element, self._panels = builder, element, panels
-        self._step, self._depth = step, depth
+        self._step, self._depth, self._fetched = step, depth, fetched
 
     def emit(self, rows: int, x: Any, x_row: Any, out: Any, out_row: Any) -> None:
         """Code for exactly `rows` rows; the builder stands behind it afterwards."""
         builder = self._builder
         inputs, outputs = [x], [out]
         for _ in range(1, rows):
-            inputs.append(_step(builder, inputs[-1], x_row))
-            outputs.append(_step(builder, outputs[-1], out_row))
+            inputs.append(step(builder, inputs[-1], x_row))
+            outputs.append(step(builder, outputs[-1], out_row))
         before, loop = builder.block, builder.append_basic_block(f"depth.{rows}")
         builder.branch(loop)
         builder.position_at_end(loop)
-        k = builder.phi(_INT64)
-        k.add_incoming(ir.Constant(_INT64, 0), before)
-        sums = [[builder.phi(_SUMS) for _ in self._panels] for _ in range(rows)]
+        k = builder.phi(INT64)
+        k.add_incoming(ir.Constant(INT64, 0), before)
+        sums = [[builder.phi(VECTOR) for _ in self._panels] for _ in range(rows)]
         for phi in (phi for row in sums for phi in row):
-            phi.add_incoming(ir.Constant(_SUMS, [0.0] * LANES), before)
+            phi.add_incoming(ir.Constant(VECTOR, [0.0] * LANES), before)
         weights = [self._load(panel, k) for panel in self._panels]
+        if self._fetched:
+            place, stride = self._fetched
+            prefetch(builder, step(builder, place, builder.mul(k, stride)))
         sums_after = []
         for input_at, row in zip(inputs, sums, strict=True):
-            value = _spread(builder, builder.load(_step(builder, input_at, k)))
+            value = spread(builder, builder.load(step(builder, input_at, k)))
             sums_after.append(
-                [_fma(builder, weight, value, s) for weight, s in zip(weights, row, strict=True)]
+                [
+                    call(builder, "llvm.fma", weight, value, s)
+                    for weight, s in zip(weights, row, strict=True)
+                ]
             )
-        following = builder.add(k, ir.Constant(_INT64, 1))
+        following = builder.add(k, ir.Constant(INT64, 1))
         k.add_incoming(following, loop)
         for row, row_after in zip(sums, sums_after, strict=True):
             for phi, value in zip(row, row_after, strict=True):
@@ -137,48 +158,36 @@ class _Tile:
         builder.position_at_end(done)
         for output_at, row_after in zip(outputs, sums_after, strict=True):
             for panel, value in enumerate(row_after):
-                place = _step(builder, output_at, ir.Constant(_INT64, LANES * panel))
-                builder.store(value, builder.bitcast(place, _SUMS.as_pointer()), align=4)
+                place = step(builder, output_at, ir.Constant(INT64, LANES * panel))
+                store(builder, value, place)
 
     def _load(self, panel: Any, k: Any) -> Any:
         """A panel's weights at depth k, as float32; those further on are sent for."""
-        builder, size = self._builder, 2 if self._element is _HALF else 4
-        place = _step(builder, panel, builder.mul(k, self._step))
-        _prefetch(builder, _step(builder, place, ir.Constant(_INT64, _AHEAD // size)))
-        vector = ir.VectorType(self._element, LANES)
-        weights = builder.load(builder.bitcast(place, vector.as_pointer()), align=size)
-        return builder.fpext(weights, _SUMS) if self._element is _HALF else weights
+        builder = self._builder
+        place = step(builder, panel, builder.mul(k, self._step))
+        if not self._fetched:
+            ahead = ir.Constant(INT64, _AHEAD // BYTES[self._element])
+            prefetch(builder, step(builder, place, ahead))
+        return load(builder, self._element, place)
 
 
-def _step(builder: Any, pointer: Any, elements: Any) -> Any:
-    return builder.gep(pointer, [elements])
+@generated
+def widen(_context: Any, w: Any, w_at: Any, out: Any, out_at: Any) -> Any:
+    """16 weights as float32: out[out_at + l] = w[w_at + l]."""
 
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        places = (
+            step(builder, pointer(context, builder, signature, values, index), values[index + 1])
+            for index in (0, 2)
+        )
+        weights, wide = places
+        store(builder, load(builder, element(w.dtype), weights), wide)
+        return context.get_dummy_value()
 
-def _spread(builder: Any, number: Any) -> Any:
-    """A vector of one number."""
-    undefined = ir.Constant(_SUMS, ir.Undefined)
-    first = builder.insert_element(undefined, number, ir.Constant(_INT32, 0))
-    lanes = ir.Constant(ir.VectorType(_INT32, LANES), [0] * LANES)
-    return builder.shuffle_vector(first, undefined, lanes)
-
-
-def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    kind = ir.FunctionType(_SUMS, [_SUMS] * 3)
-    return builder.call(_declared(builder.module, f"llvm.fma.v{LANES}f32", kind), [a, b, c])
-
-
-def _prefetch(builder: Any, pointer: Any) -> None:
-    anything = ir.IntType(8).as_pointer()
-    kind = ir.FunctionType(ir.VoidType(), [anything, _INT32, _INT32, _INT32])
-    function = _declared(builder.module, "llvm.prefetch.p0", kind)
-    read, keep, data = (ir.Constant(_INT32, value) for value in (0, 3, 1))
-    builder.call(function, [builder.bitcast(pointer, anything), read, keep, data])
-
-
-def _declared(module: Any, name: str, kind: Any) -> Any:
-    return module.globals.get(name) or ir.Function(module, kind, name)
+    return types.void(w, types.int64, out, types.int64), generate
 
 
 few_rows_tile = _make_tile(FEW_PANELS, 1, FEW_ROWS)
 # More rows than one tile takes are cut into about equal parts: none is below half of it.
 many_rows_tile = _make_tile(MANY_PANELS, MANY_ROWS // 2, MANY_ROWS)
+fetching_tile = _make_tile(MANY_PANELS, MANY_ROWS // 2, MANY_ROWS, fetches=True)

@@ -8,28 +8,32 @@ import numpy as np
 import pytest
 
 from specpipe.errors import UserError
-from specpipe.models.cpu.kernels import gate, multiply, normalise, softmax
-from specpipe.models.cpu.panels import flat, padded, store
-from specpipe.models.cpu.tile import LANES, MANY_ROWS
+from specpipe.models.cpu.instructions import LANES
+from specpipe.models.cpu.kernels import gate, multiply_kept, normalise, softmax
+from specpipe.models.cpu.panels import Panels, padded
+from specpipe.models.cpu.tile import MANY_PANELS, MANY_ROWS
+from specpipe.models.weights import Linear
 
-DTYPES = ["float16", "float32"]
+DTYPES = ["float16", "float32", "int8"]
+ROUNDING = {"float16": 2**-11, "float32": 0, "int8": 0.5 / 127}
 SHAPES = [(64, 64), (576, 1536), (100, 33), (7, 577)]
 
 
-def panels(weight: np.ndarray, dtype: str) -> np.ndarray:
-    stored = np.zeros((padded(len(weight)) // LANES, weight.shape[1], LANES), dtype)
-    store(weight, stored)
-    return flat(stored)
+def kept(weight: np.ndarray, dtype: str) -> Panels:
+    panels = Panels(1, *weight.shape, dtype)
+    panels.fill(0, Linear(weight))
+    return panels
 
 
-def product(w: np.ndarray, x: np.ndarray, outputs: int) -> np.ndarray:
-    depth, columns = x.shape[1], padded(outputs)
+def product(panels: Panels, x: np.ndarray, outputs: int) -> np.ndarray:
+    matrix, depth, columns = panels.matrix(), x.shape[1], padded(outputs)
     out = np.full((len(x), columns), np.nan, np.float32)
-    multiply(
-        w, depth * LANES, LANES, depth, x.reshape(-1), depth, len(x), out.reshape(-1), columns,
-        columns // LANES,
+    wide = np.empty(MANY_PANELS * depth * LANES, np.float32)
+    multiply_kept(
+        matrix.panels, depth, x.reshape(-1), depth, len(x), out.reshape(-1), columns,
+        columns // LANES, wide,
     )  # fmt: skip
-    return out[:, :outputs]
+    return (out * matrix.scale[0] if len(matrix.scale) else out)[:, :outputs]
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -39,9 +43,12 @@ def normal(*shape: int) -> np.ndarray:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_result_is_the_product(dtype, shape) -> None:
-    weight, x = normal(*shape), normal(29, shape[1])
-    exact = x.astype(np.float64) @ weight.astype(dtype).astype(np.float64).T
-    found = product(panels(weight, dtype), x, shape[0])
+    weight, x = normal(*shape), normal(53, shape[1])
+    panels = kept(weight, dtype)
+    as_kept = panels.rows(np.arange(shape[0])).astype(np.float64)
+    np.testing.assert_allclose(as_kept, weight, atol=ROUNDING[dtype] * np.abs(weight).max())
+    exact = x.astype(np.float64) @ as_kept.T
+    found = product(panels, x, shape[0])
     np.testing.assert_allclose(found, exact, atol=1e-5 * shape[1] ** 0.5, rtol=1e-5)
 
 
@@ -49,7 +56,7 @@ def test_result_is_the_product(dtype, shape) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_row_has_the_same_bits_in_any_company(dtype, shape) -> None:
     """A token checked in a block must get the logits that it would have got alone."""
-    w, x = panels(normal(*shape), dtype), normal(3 * MANY_ROWS, shape[1])
+    w, x = kept(normal(*shape), dtype), normal(4 * MANY_ROWS + 1, shape[1])
     alone = np.concatenate([product(w, x[i : i + 1], shape[0]) for i in range(len(x))])
     for count in range(1, len(x) + 1):
         first = (len(x) - count) // 2
@@ -62,7 +69,7 @@ def test_weights_beyond_float16_are_refused_rather_than_clipped(value: float) ->
     weight = normal(96, 64)
     weight[3, 4] = value
     with pytest.raises(UserError, match="load it as float32"):
-        panels(weight, "float16")
+        kept(weight, "float16")
 
 
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 100, 256])

@@ -47,7 +47,7 @@ def test_agrees_with_the_decoder_on_cpus(tiny_gguf, variant, device, dtype) -> N
 
 
 @pytest.mark.parametrize(("device", "dtype"), PLACES)
-def test_bits_do_not_depend_on_how_tokens_are_fed(tiny_gguf, threads, device, dtype) -> None:
+def test_bits_do_not_depend_on_how_tokens_are_fed(tiny_gguf, device, dtype) -> None:
     model = load(tiny_gguf(), device, dtype, num_slots=2)
     slot, second = model.open(), model.open()
     expected = model.forward(slot, IDS[:100], 100)

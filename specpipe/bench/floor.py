@@ -1,0 +1,130 @@
+"""How fast this machine reads and multiplies: what no forward pass can beat.
+
+A pass reads all weights, and the keys and values before it, at least once, and multiplies each row
+by all weights. So it takes at least max(bytes / bandwidth, operations / rate), with both measured
+on the same threads and at about the same time (Williams et al., the roofline model, 2009).
+"""
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from specpipe.models.shape import DecoderConfig
+from specpipe.models.weights import Floats
+
+_READ_BYTES = 256 << 20  # beyond any cache
+_SIDE = 1024
+_REPEATS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What some threads can do.
+
+    Attributes:
+        bandwidth: bytes read from memory in a second.
+        rate: floating-point operations in a second, in float32.
+    """
+
+    bandwidth: float
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a pass has to do.
+
+    Attributes:
+        reads: bytes.
+        operations: multiplications and additions.
+    """
+
+    reads: float
+    operations: float
+
+    def floor(self, limits: Limits) -> float:
+        """Seconds that it takes at least."""
+        return max(self.reads / limits.bandwidth, self.operations / limits.rate)
+
+
+def work_of(config: DecoderConfig, weight_bytes: int, context: int, rows: int, judged: int) -> Work:
+    """What a pass of `rows` rows behind `context` tokens has to do.
+
+    Args:
+        config: the model's shape.
+        weight_bytes: of one weight.
+        context: tokens that are there before.
+        rows: tokens that are fed.
+        judged: rows of logits that are wanted; each is a product with the head.
+    """
+    matrices = sum(outputs * inputs for outputs, inputs in config.matrices().values())
+    layers, head = config.layers * matrices, config.output_size * config.width
+    entries = 2 * config.layers * config.kv_heads * config.head_dim
+    attended = sum(context + row + 1 for row in range(rows))
+    attention = 2 * config.layers * config.heads * config.head_dim * attended
+    reads = weight_bytes * (layers + (head if judged else 0)) + 4.0 * entries * (context + rows)
+    return Work(reads, 2.0 * (layers * rows + head * judged + attention))
+
+
+def measure_limits(threads: int) -> Limits:
+    """Measure what `threads` threads of this process can do; takes about a second."""
+    return Limits(_bandwidth(threads), _rate(threads))
+
+
+def _bandwidth(threads: int) -> float:
+    """The faster of two readers: numpy's sum, and our own product with a single row."""
+    from specpipe.models.cpu.instructions import LANES  # noqa: PLC0415 (numba, seconds)
+    from specpipe.models.cpu.kernels import multiply  # noqa: PLC0415
+    from specpipe.models.cpu.memory import reserve_weights  # noqa: PLC0415
+    from specpipe.models.cpu.tile import BLOCK  # noqa: PLC0415
+
+    block = reserve_weights((_READ_BYTES // 4,), np.float32)
+    block[:] = 1
+    depth = len(block) // threads // (BLOCK * LANES)
+    row, panel = np.ones(depth, np.float32), depth * LANES
+
+    def product(part: Floats) -> None:
+        out = np.empty(BLOCK * LANES, np.float32)
+        multiply(part, panel, LANES, depth, row, depth, 1, out, len(out), BLOCK)
+
+    parts = np.array_split(block, threads)
+    with ThreadPoolExecutor(threads) as pool:
+        times = [
+            _fastest(lambda: list(pool.map(np.sum, parts))),
+            _fastest(lambda: list(pool.map(product, parts))),
+        ]
+    return _READ_BYTES / min(times)
+
+
+def _rate(threads: int) -> float:
+    """Of torch's product of large matrices, which comes near to what the processor can do."""
+    import torch  # noqa: PLC0415 (seconds)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        left, right = torch.ones(_SIDE, _SIDE), torch.ones(_SIDE, _SIDE)
+        seconds = _fastest(lambda: left @ right)
+    finally:
+        torch.set_num_threads(before)
+    return 2.0 * _SIDE**3 / seconds
+
+
+def _fastest(function: Callable[[], object]) -> float:
+    function()
+    times = []
+    for _ in range(_REPEATS):
+        begun = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - begun)
+    return min(times)
+
+
+def resident_bytes() -> int:
+    """Memory of this process that lies in RAM."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
