@@ -208,7 +208,7 @@ class Supervisor:
             prefill_chunk=self._config.pipeline.prefill_chunk,
             drafter=draft.drafter if draft else None,
             remember=draft.remember if draft else 0,
-            head_tokens=draft.head_tokens if draft else 0,
+            head_tokens=draft.covered_tokens if draft else 0,
             kept_tokens=tuple(self._pair.tokenizer.stop_token_ids),
         )
         before = self._running.get(role)

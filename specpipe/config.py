@@ -30,7 +30,7 @@ NO_DRAFT = "none"
 
 _TYPE_NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 _LONGEST_TIMEOUT_S = 86_400.0
-_LEAST_HEAD = 256
+_LEAST_HEAD, _USUAL_HEAD = 256, 8192
 _LEAST_REMEMBERED, _MOST_REMEMBERED = 1024, 2**26
 _TOO_LARGE = 2**63  # what messages can carry
 
@@ -87,7 +87,7 @@ class DraftConfig(ModelConfig):
             DRAFTERS. `ngram` needs no model, and no device of its own.
         remember: tokens of past outputs that all requests look up in; 0: none.
         head_tokens: how many tokens the model can guess from the beginning, the lowest ids and the
-            end tokens; others once the text has them. 0: all.
+            end tokens; others once the text has them. 0: all; None: as is usual for the backend.
 
     Raises:
         UserError: as ModelConfig; for an unknown drafter or a value out of range.
@@ -95,7 +95,7 @@ class DraftConfig(ModelConfig):
 
     drafter: DrafterKind = "hybrid"
     remember: int = 0
-    head_tokens: int = 0
+    head_tokens: int | None = None
 
     def __post_init__(self) -> None:
         # Dataclasses with slots are made anew, which super() without arguments doesn't know.
@@ -111,7 +111,7 @@ class DraftConfig(ModelConfig):
                 f"remember is {self.remember}: give 0 for nothing, or {_LEAST_REMEMBERED} to "
                 f"{_MOST_REMEMBERED} tokens"
             )
-        if self.head_tokens != 0 and self.head_tokens < _LEAST_HEAD:
+        if self.head_tokens and self.head_tokens < _LEAST_HEAD:
             raise UserError(
                 f"head_tokens is {self.head_tokens}: give 0 for all, or at least {_LEAST_HEAD}"
             )
@@ -125,6 +125,12 @@ class DraftConfig(ModelConfig):
     def has_model(self) -> bool:
         """Whether a model guesses."""
         return self.drafter != "ngram"
+
+    @property
+    def covered_tokens(self) -> int:
+        """`head_tokens`, or what is usual where it was left out."""
+        usual = _USUAL_HEAD if self.backend == "specpipe" else 0
+        return usual if self.head_tokens is None else self.head_tokens
 
 
 @dataclass(frozen=True, slots=True)
