@@ -156,15 +156,18 @@ class Costs:
         step: seconds from one drafted token to the next.
         passes, chances: see there.
         alone: passes of the target while no model works beside it.
-        alone_rate, working_rate: what it writes then, and what beside a model at work since the
-            latest trial began.
+        alone_rate: what it writes then.
+        working_rate, without_rate: what it writes beside a model at work since the latest trial
+            began; and what it would have written in the same passes without the model's guesses,
+            in the time that they take without it.
     """
 
     def __init__(self) -> None:
-        self.step = Duration(0.99)
+        self.step, self.chances = Duration(0.99), Chances()
         self.passes, self.alone = PassTimes(), PassTimes()
-        self.alone_rate, self.working_rate = Rate(0.97), Rate(0.98)
-        self.chances = Chances()
+        self.alone_rate = Rate(0.97)
+        self._alone_waits = Average(0.98)
+        self.begin_trial()
         self._lag = Average(0.98)
         self._overrun = Average(0.98)
         self._residual = Average(0.98)
@@ -183,17 +186,24 @@ class Costs:
 
     def note_pass(self, verification: Verified) -> None:
         """A verdict came."""
+        tokens, seconds = verification.accepted + 1, verification.waited + verification.seconds
         if verification.alone:
             self.alone.note(verification.guesses, verification.seconds)
-        rate = self.alone_rate if verification.alone else self.working_rate
-        rate.add(verification.accepted + 1, verification.waited + verification.seconds)
+            self._alone_waits.add(verification.waited)
+            self.alone_rate.add(tokens, seconds)
+        else:
+            self.working_rate.add(tokens, seconds)
+            if self.alone.seen:
+                free = verification.free
+                usual = self._alone_waits.value + self.alone.table(free)[free]
+                self.without_rate.add(min(verification.accepted, free) + 1, usual)
         if verification.guesses or not verification.alone:
             self.passes.note(verification.guesses, verification.seconds)
 
     def begin_trial(self) -> None:
         """Forget most of what is known of the draft."""
         self.chances.doubt()
-        self.working_rate = Rate(0.98)
+        self.working_rate, self.without_rate = Rate(0.98), Rate(0.98)
 
     @property
     def lag(self) -> float:

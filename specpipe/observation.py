@@ -39,6 +39,7 @@ class Observation:
         guesses, sent_at = len(sequence.in_flight), sequence.sent_at
         if len(sequence.extend.tokens) != guesses + 1:
             return
+        by_model = (i for i, guess in enumerate(sequence.in_flight) if guess.source == "model")
         verification = Verified(
             sequence.request,
             guesses,
@@ -46,6 +47,7 @@ class Observation:
             now - sent_at,
             sequence.sent_alone,
             sequence.waited,
+            next(by_model, guesses),
         )
         for observer in self._observers:
             observer.verified(verification)

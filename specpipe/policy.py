@@ -87,6 +87,7 @@ class Verified(NamedTuple):
         seconds: from sending the block to the verdict's arrival.
         alone: whether no model of a draft worked all the while.
         waited: seconds for which the target idled before, since its last verdict.
+        free: how many of the guesses came before the first that a model made.
     """
 
     request: int
@@ -95,6 +96,7 @@ class Verified(NamedTuple):
     seconds: float
     alone: bool
     waited: float = 0.0
+    free: int = 0
 
 
 class Observer(Protocol):

@@ -4,9 +4,10 @@ Beside a model at work, the target has less memory bandwidth, or waits. What tha
 is tried now and then: the model while it rests, the target without it while it works; ever more
 rarely while the answer stays the same.
 
-Where guesses can be looked up, both sides are measured as tokens by time. Where there is nothing
-but the model, what it brings follows from the plan, which is known sooner and better than a rate of
-so few passes.
+Where guesses can be looked up as well, each pass beside a model at work is held against what it
+would have been without: the tokens up to the model's first guess, in the time that such a pass takes
+while the model rests. Both are of the same text, so a few passes tell them apart. Where there is
+nothing but the model, what it brings follows from the plan.
 """
 
 from specpipe.costs import Costs
@@ -15,8 +16,8 @@ from specpipe.semi_markov import Plan
 _TRIAL = 24  # passes of a trial of the model
 _ENOUGH = 8  # passes of it that show what is clearly slower
 _CLEARLY = 0.8
-_PROBE, _FREE_PROBE = 4, 16  # passes of the target alone, and with guesses that are looked up
-_FIRST, _LONGEST = 64, 1024
+_PROBE = 4  # passes of the target without the model
+_FIRST, _LONGEST, _LONGEST_FREE = 64, 1024, 256  # passes to the next trial
 _MOST_CONTENTION = 1.6  # by how much a working model can be thought to slow the target
 _MOST_FREE = 2.0  # how many tokens a pass look-ups can be thought to bring
 _SLOW = 1.5  # a model of which fewer steps fit into a pass is tried later, not first
@@ -34,7 +35,8 @@ class Resting:
         self.now = self.has_free_guesses = False
         self._probing = self._trying = False
         self._tried = False
-        self._left = self._until_probe = self._rest = _FIRST
+        self._until_probe = self._rest = _FIRST
+        self._left = _TRIAL
 
     def note_pass(self) -> None:
         """One pass of the target more."""
@@ -55,13 +57,14 @@ class Resting:
                 return self._trying
         elif not self._pays(plan, costs):
             self.now, self._probing, self._left = True, False, self._rest
-            self._rest = min(2 * self._rest, _LONGEST)
+            longest = _LONGEST_FREE if self.has_free_guesses else _LONGEST
+            self._rest = min(2 * self._rest, longest)
         elif self.due:
             self._rest, self._trying, self._left = _FIRST, False, self._until_probe
             bound = _MOST_CONTENTION * (_MOST_FREE if self.has_free_guesses else 1)
             if plan.rate * plan.problem.passes[0] < bound:
                 self.now = self._probing = True
-                self._left = _FREE_PROBE if self.has_free_guesses else _PROBE
+                self._left = _PROBE
                 self._until_probe = min(2 * self._until_probe, _LONGEST)
         return False
 
@@ -73,8 +76,9 @@ class Resting:
             return early or alone is None or plan.rate >= alone
         if not self._tried and problem.passes[0] < _SLOW * problem.step:
             return False
-        working = costs.working_rate
-        if alone is None or working.passes < _ENOUGH:
+        without = costs.without_rate
+        if without.passes < _ENOUGH:
             return True
-        early = working.passes < _TRIAL
-        return (working.value or 0.0) >= alone * (_CLEARLY if early else 1.0)
+        early = without.passes < _TRIAL
+        least = (without.value or 0.0) * (_CLEARLY if early else 1.0)
+        return (costs.working_rate.value or 0.0) >= least

@@ -22,7 +22,12 @@ SETTINGS = {
     ALONE: {"draft": {"model": "none"}, "target": {"device": "cpu:1"}},
     "target alone, all cores": {"draft": {"model": "none"}},
     "its own draft, take_all": {
-        "draft": {"model": "smollm2", "drafter": "model"},
+        "draft": {
+            "model": "smollm2",
+            "drafter": "model",
+            "dtype": "float16",
+            "head_tokens": 0,
+        },
         "pipeline": {"policy": "take_all"},
     },
     "pruned draft, take_all": {

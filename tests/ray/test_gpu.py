@@ -13,7 +13,7 @@ def config(smollm2, draft_device, target_device):
     return Config().override(
         models_dir=str(smollm2.folder.parent),
         target={"device": target_device},
-        draft={"model": "smollm2", "device": draft_device},
+        draft={"model": "smollm2", "device": draft_device, "drafter": "model", "head_tokens": 0},
         pipeline={"policy": "take_all"},  # elastic may let such a draft rest
     )
 

@@ -51,7 +51,7 @@ def reference(our_ray, smollm2):
 
 
 DRAFTS = (
-    {"model": "smollm2", "drafter": "model"},
+    {"model": "smollm2", "drafter": "model", "dtype": "float16", "head_tokens": 0},
     {"model": "smollm2-pruned", "drafter": "hybrid", "remember": 5000},
 )
 

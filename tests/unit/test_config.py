@@ -190,7 +190,7 @@ def test_a_wrong_type_names_setting_value_and_type(data: dict[str, Any], expecte
     [
         ({"target": {"model": ""}}, "target .*model is ''"),
         ({"draft": {"device": "gpu"}}, "draft .*'gpu' is not a device"),
-        ({"draft": {"dtype": "int8"}}, "dtype is 'int8'.*bfloat16"),
+        ({"draft": {"dtype": "int3"}}, "dtype is 'int3'.*bfloat16"),
         ({"sampling": {"max_tokens": 0}}, "max_tokens is 0"),
         ({"sampling": {"temperature": float("nan")}}, "temperature is nan"),
         ({"sampling": {"seed": -1}}, "seed is -1"),

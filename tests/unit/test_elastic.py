@@ -231,7 +231,7 @@ def hybrid_passes(policy: Elastic, count: int, working_s: float, alone_s: float)
         worked.append(not rests)
         policy.drafted(0.9)
         seconds = alone_s if rests else working_s
-        policy.verified(Verified(0, 1, 1, seconds, alone=rests))
+        policy.verified(Verified(0, 1, 1, seconds, alone=rests, free=1))
         policy.judged([Judged(0, 0, 0, 0.5, True, 0.0, 0.0)])
         policy.reflect()
     return worked
@@ -245,6 +245,25 @@ def test_beside_look_ups_a_model_works_only_while_that_is_faster_as_measured():
     assert any(worked[200:]), "never tried again"
     worked = hybrid_passes(policy, 2000, working_s=0.5, alone_s=1.0)
     assert sum(worked[1200:]) > 700, "a model that helps is not let in"
+
+
+def test_a_model_whose_guesses_come_where_nothing_is_found_is_kept_for_them():
+    """Texts differ more than the model matters: rates of different passes would not tell."""
+    policy, rng = Elastic(), random.Random(3)
+    worked = 0
+    for count in range(3000):
+        lucky = 6 if rng.random() < 0.1 else 0  # a long copy, with or without the model
+        decision = policy.decide(Situation([0.5], 50, may_wait=False, free_guesses=True))
+        rests = decision.ahead == 0
+        worked += (not rests) and count >= 500
+        policy.drafted(0.4)
+        by_model = 0 if rests or lucky else int(rng.random() < 0.3)
+        seconds = 1.0 if rests else 1.1
+        guesses = lucky or int(not rests)
+        policy.verified(Verified(0, guesses, lucky or by_model, seconds, rests, 0.0, lucky))
+        policy.judged([Judged(0, 0, 0, 0.5, bool(lucky or by_model), 0.0, 0.0)])
+        policy.reflect()
+    assert worked > 2000
 
 
 def test_a_slow_model_is_not_tried_first():
