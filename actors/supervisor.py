@@ -197,7 +197,7 @@ class Supervisor:
             address=address,
             weights=files.weights if files else None,
             backend=self._model(role).backend,
-            dtype=self._dtype(role),
+            dtype=self._model(role).kept_as(on_cpu=self._device(role).kind == "cpu"),
             device=self._device(role),
             threads=self._threads(role),
             context_length=(
@@ -262,13 +262,6 @@ class Supervisor:
         model = self._config.target if role == "target" else self._config.draft
         assert model is not None
         return model
-
-    def _dtype(self, role: Role) -> str:
-        """How weights are kept; a guess need not be exact, and int8 is read in half the time."""
-        model, on_cpu = self._model(role), self._device(role).kind == "cpu"
-        if role == "draft" and model.dtype == "auto" and model.backend == "specpipe" and on_cpu:
-            return "int8"
-        return model.dtype
 
     def _threads(self, role: Role) -> int:
         """How many compute: one a core; unpinned workers share what the machine has."""

@@ -30,7 +30,8 @@ def bench() -> None:
 @option(
     "--dtype",
     default="auto",
-    help="auto, float16, float32 or int8.",
+    show_default=True,
+    help="How weights are kept: auto, float16, float32 or int8.",
     shell_complete=one_of(*_DTYPES),
 )
 @option("--out", help="Draw a roofline into this .png file.", usual="none")

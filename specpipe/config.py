@@ -77,6 +77,10 @@ class ModelConfig:
         if self.backend not in BACKENDS:
             raise UserError(f"backend is {self.backend!r}: choose one of {', '.join(BACKENDS)}")
 
+    def kept_as(self, *, on_cpu: bool) -> str:
+        """The dtype to ask for, on a CPU or elsewhere."""
+        return self.dtype
+
 
 @dataclass(frozen=True, slots=True)
 class DraftConfig(ModelConfig):
@@ -125,6 +129,11 @@ class DraftConfig(ModelConfig):
     def has_model(self) -> bool:
         """Whether a model guesses."""
         return self.drafter != "ngram"
+
+    def kept_as(self, *, on_cpu: bool) -> str:
+        """As ModelConfig; int8 where that is usual: a guess need not be exact."""
+        usual = self.dtype == "auto" and self.backend == "specpipe" and on_cpu
+        return "int8" if usual else self.dtype
 
     @property
     def covered_tokens(self) -> int:

@@ -48,9 +48,9 @@ class Recorder:
 
     def verified(self, verification: Verified) -> None:
         """See Observer."""
-        request, guesses, accepted, seconds, alone, _ = verification
-        line = {"type": "pass", "request": request, "rows": guesses + 1, "accepted": accepted}
-        self._lines.append(line | {"seconds": seconds, "alone": alone})
+        line = {"type": "pass", "request": verification.request, "rows": verification.guesses + 1}
+        line |= {"accepted": verification.accepted, "seconds": verification.seconds}
+        self._lines.append(line | {"alone": verification.alone})
 
     def judged(self, guesses: Sequence[Judged]) -> None:
         """See Observer."""

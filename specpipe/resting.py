@@ -5,9 +5,9 @@ is tried now and then: the model while it rests, the target without it while it 
 rarely while the answer stays the same.
 
 Where guesses can be looked up as well, each pass beside a model at work is held against what it
-would have been without: the tokens up to the model's first guess, in the time that such a pass takes
-while the model rests. Both are of the same text, so a few passes tell them apart. Where there is
-nothing but the model, what it brings follows from the plan.
+would have been without: the tokens up to the model's first guess, in the time that such a pass
+takes while the model rests. Both are of the same text, so a few passes tell them apart. Where
+there is nothing but the model, what it brings follows from the plan.
 """
 
 from specpipe.costs import Costs

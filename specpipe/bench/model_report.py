@@ -13,7 +13,7 @@ def table(report: ModelReport) -> str:
     ]
     for threads, limits in report.limits.items():
         lines.append(
-            f"{threads} thread{'s' if threads > 1 else ''}: reads {limits.bandwidth / 1e9:.1f} "
+            f"{_threads(threads)}: reads {limits.bandwidth / 1e9:.1f} "
             f"GB/s, multiplies at {limits.rate / 1e9:.0f} GFLOP/s; a prompt of {PREFILL} tokens at "
             f"{report.prefill[threads]:.0f} tokens/s, {report.prefill_share[threads]:.0%} of that"
         )
@@ -25,6 +25,10 @@ def table(report: ModelReport) -> str:
             cells = (_cell(passes, context, rows) for context in contexts)
             lines.append(f"{rows:>6}{''.join(cells)}")
     return "\n".join(lines)
+
+
+def _threads(count: int) -> str:
+    return f"{count} threads" if count > 1 else "1 thread"
 
 
 def _cell(passes: list[Pass], context: int, rows: int) -> str:
@@ -48,7 +52,7 @@ def draw(report: ModelReport, path: Path) -> None:
         knee = limits.rate / limits.bandwidth
         xs = sorted({least, min(max(knee, least), most), most})
         roof = [min(limits.rate, x * limits.bandwidth) / 1e9 for x in xs]
-        (line,) = axes.plot(xs, roof, label=f"{threads} threads: what the machine can do")
+        (line,) = axes.plot(xs, roof, label=f"{_threads(threads)}: what the machine can do")
         for context, marker in zip(sorted({each.context for each in passes}), "os^", strict=False):
             chosen = [each for each in passes if each.context == context]
             axes.plot(
@@ -56,7 +60,7 @@ def draw(report: ModelReport, path: Path) -> None:
                 [each.operations / each.seconds / 1e9 for each in chosen],
                 marker,
                 color=line.get_color(),
-                label=f"{threads} threads, context {context}",
+                label=f"{_threads(threads)}, context {context}",
             )
             for each in chosen:
                 place = (each.operations / each.reads, each.operations / each.seconds / 1e9)

@@ -35,6 +35,7 @@ LONGEST_RUN = 16
 """Most tokens looked up at once, so that messages are not kept waiting."""
 
 _WORTH_A_PASS = 0.05  # the model is run where that raises the chance by so much, on average
+_WORTH_WAITING = 0.1  # the same where no guess is on its way, so that the target would wait for it
 _NEGLIGIBLE = 0.05  # guesses are not made of less chance to be reached and right
 _REMEMBERED = 64  # of the model's guesses, to tell what it can be expected to say
 
@@ -169,6 +170,7 @@ class Drafter:
             Nothing where nothing is found, or where asking the model is worth its time.
         """
         run: list[Proposal] = []
+        worth = _WORTH_A_PASS if self._pending else _WORTH_WAITING
         if self._ngrams is None or any(pending.drawn for pending in self._pending.values()):
             return run
         chain, stops = list(tokens), self.sampling.stop_token_ids
@@ -178,7 +180,7 @@ class Drafter:
             found = self._ngrams.find(chain)
             if found is None or reached * found.chance < _NEGLIGIBLE:
                 break
-            if may_compute and self._sources.gain(found.chance) > _WORTH_A_PASS:
+            if may_compute and self._sources.gain(found.chance) > worth:
                 break
             run.append(self._looked_up(found, begun))
             self._pending[len(chain)] = _Pending(found.chance, False, None, found)

@@ -246,3 +246,21 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
 def test_a_configuration_cannot_be_changed_behind_the_validation() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().pipeline.lookahead = -1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("table", "on_cpu", "dtype", "covered"),
+    [
+        ({}, True, "int8", 8192),
+        ({}, False, "auto", 8192),
+        ({"dtype": "float16", "head_tokens": 0}, True, "float16", 0),
+        ({"backend": "transformers"}, True, "auto", 0),
+        ({"backend": "transformers", "head_tokens": 512}, True, "auto", 512),
+    ],
+)
+def test_a_draft_is_made_cheap_where_that_is_not_ruled_out(table, on_cpu, dtype, covered) -> None:
+    """transformers has neither: a default that it can't have would refuse each such draft."""
+    draft = DraftConfig("smollm2-pruned", **table)
+    assert draft.kept_as(on_cpu=on_cpu) == dtype
+    assert draft.covered_tokens == covered
+    assert ModelConfig("smollm2").kept_as(on_cpu=True) == "auto", "a target is what its file says"

@@ -229,3 +229,18 @@ def test_what_only_tests_import_is_in_the_dev_extra() -> None:
     assert by_tests == declared - USED_WITHOUT_IMPORT.keys()
     assert dependencies | declared >= USED_WITHOUT_IMPORT.keys()
     assert set(PYPROJECT["build-system"]["requires"]) <= set(DEV)
+
+
+def test_a_model_on_a_cpu_loads_no_torch() -> None:
+    """It costs 2 seconds of each start and 300 MB of each worker, and makes threads."""
+    code = (
+        "import sys\n"
+        "from specpipe.models.tiny import make_pair\n"
+        "model, _ = make_pair()\n"
+        "assert model.forward(model.open(), [1, 2], 1).shape == (1, 64)\n"
+        "print('torch' in sys.modules)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert run.stdout == "False\n"
