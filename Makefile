@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MODELS := saved_models/smollm2/source.json saved_models/smollm2-pruned/source.json
 
-.PHONY: run test test-slow test-gpu measure measure-drafters verify simulate-grid check clean
+.PHONY: run test test-slow test-gpu measure measure-drafters measure-peers verify simulate-grid check clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # one pip at a time
 
@@ -40,6 +40,10 @@ measure: $(VENV)/.test $(MODELS)
 measure-drafters: $(VENV)/.test $(MODELS)
 	$(BIN)/python -m tests.measure_lookup
 	$(BIN)/python -m tests.measure_drafters
+
+measure-peers: $(VENV)/.test $(MODELS)
+	$(PIP) install --editable ".[dev,peers]"
+	$(BIN)/python -m tests.measure_peers
 
 # Hours; the same command goes on where it was interrupted.
 verify: $(VENV)/.run $(MODELS)

@@ -36,7 +36,7 @@ class Resting:
         self._probing = self._trying = False
         self._tried = False
         self._until_probe = self._rest = _FIRST
-        self._left = _TRIAL
+        self._left = _ENOUGH
 
     def note_pass(self) -> None:
         """One pass of the target more."""
