@@ -26,8 +26,9 @@ def doctor(models_dir: Path | None, as_json: bool) -> int:
     """Say what there is to work with on this machine, and test it for about a second.
 
     Versions, cores, memory, GPUs, Ray, models; then a tiny random pair writes through the real
-    coordinator and workers, and must write what its target writes alone. Exit code 1 if something
-    fails; lines with a ! name what is missing and what to do.
+    coordinator and workers, and must write what its target writes alone. (The first time, kernels
+    are compiled for ten seconds.) Exit code 1 if something fails; lines with a ! name what is
+    missing and what to do.
 
     Example: specpipe doctor
     """
