@@ -29,7 +29,8 @@ def reserve_entries(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
 
 def _reserve(shape: Sequence[int], dtype: DTypeLike, advice: str) -> NDArray[Any]:
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    memory = mmap.mmap(-1, max(1, size))
+    # Private, since memory that can be shared gets huge pages by another rule, and mostly none.
+    memory = mmap.mmap(-1, max(1, size), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(AttributeError, OSError):  # elsewhere than on Linux, or without huge pages
         memory.madvise(getattr(mmap, advice))
     return np.frombuffer(memory, dtype, math.prod(shape)).reshape(shape)

@@ -61,6 +61,8 @@ class Panels:
         if self._panels.dtype == np.float16 and not (most := largest.max()) <= _FLOAT16_MAX:
             raise UserError(f"a weight of {most:g} does not fit into float16: load it as float32")
         if self._panels.dtype == np.int8:
+            if not np.isfinite(largest).all():
+                raise UserError("a weight is not a number: int8 can't keep it; use another dtype")
             scale = np.maximum(largest, np.finfo(np.float32).tiny) / _INT8_MAX
             self._scale[layer, first : first + len(part)] = scale[:, 0]
             part = np.rint(part / scale)
