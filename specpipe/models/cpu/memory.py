@@ -13,8 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 def reserve_weights(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
     """Zeros in huge pages, where the system has them to give.
 
-    Reading all weights through small pages takes a quarter longer, and how much longer differs
-    from process to process.
+    Through small ones a pass takes some percent longer.
     """
     return _reserve(shape, dtype, "MADV_HUGEPAGE")
 
