@@ -69,8 +69,10 @@ class Vocabulary:
             return covered
         logits = np.full((len(hidden), self._config.output_size), -np.inf, np.float32)
         logits[:, : self._covered] = covered
-        if count := len(self._seen.ids):
-            logits[:, self._seen.ids] = _product(team, normed, self._seen_rows, count, wide)
+        # Also where there are none yet, so that a first pass compiles what later ones need.
+        count = len(self._seen.ids)
+        seen = _product(team, normed, self._seen_rows, max(1, count), wide)
+        logits[:, self._seen.ids] = seen[:, :count]
         return logits
 
 
