@@ -1,7 +1,7 @@
 """One model's passes, timed beside the floor that the machine sets them."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -129,21 +129,35 @@ def _time_prefill(
 def _time_passes(
     model: Decoder, slot: int, threads: int, context: int, limits: Limits
 ) -> Iterator[Pass]:
-    """All sizes in turn, several times, so that a slower moment meets all of them alike."""
+    for rows, seconds in pass_seconds(model, slot, context).items():
+        work = work_of(model.config, _BYTES[model.dtype], context, rows, rows)
+        floor = work.floor(limits)
+        yield Pass(threads, context, rows, seconds, floor, work.operations, work.reads)
+
+
+def pass_seconds(
+    model: Decoder, slot: int, context: int, sizes: Sequence[int] = ROWS
+) -> dict[int, float]:
+    """Median seconds of a pass by its rows.
+
+    All sizes in turn, several times, so that a slower moment meets all of them alike.
+
+    Args:
+        model: any.
+        slot: an open one, whose tokens are lost.
+        context: tokens before the pass.
+        sizes: rows.
+    """
     model.truncate(slot, 0)
     model.forward(slot, _tokens(model, context), 0)
-    times: dict[int, list[float]] = {rows: [] for rows in ROWS}
+    times: dict[int, list[float]] = {rows: [] for rows in sizes}
     for _ in range(_ROUNDS):
-        for rows in ROWS:
+        for rows in sizes:
             begun = time.perf_counter()
             model.forward(slot, _tokens(model, rows), rows)
             times[rows].append(time.perf_counter() - begun)
             model.truncate(slot, context)
-    for rows in ROWS:
-        work = work_of(model.config, _BYTES[model.dtype], context, rows, rows)
-        floor = work.floor(limits)
-        seconds = median(times[rows])
-        yield Pass(threads, context, rows, seconds, floor, work.operations, work.reads)
+    return {rows: median(seconds) for rows, seconds in times.items()}
 
 
 def _tokens(model: Decoder, count: int) -> list[int]:

@@ -3,12 +3,19 @@
 A draft's guesses need not cover everything: the head of a small model is a large part of its
 weights, most tokens are rare, and those that a text uses it uses again. Byte-level BPE numbers
 tokens in the order of their merging, the frequent ones first, so the lowest ids are kept. What is
-not covered can't be guessed, which costs acceptance and nothing else.
+not covered can't be guessed, which costs acceptance and nothing else. A distilled draft has a head
+of its own for the tokens that its target writes most; others have the rows of the target's.
 
 Not for targets: a missing token would change their output.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specpipe.models.interface import Logits
+from specpipe.models.shape import DecoderConfig
 
 MOST_SEEN = 2048
 """Places for seen tokens; then the oldest make room."""
@@ -18,13 +25,13 @@ class SeenTokens:
     """Which tokens have a place beside those that are covered.
 
     Args:
-        covered: ids below this are, and need none.
+        covered: ids that need none.
         size: ids from here on can't be produced.
         always: tokens that count as seen from the beginning, and are never dropped.
     """
 
-    def __init__(self, covered: int, size: int, always: Sequence[int] = ()) -> None:
-        self._covered, self._size = covered, size
+    def __init__(self, covered: Sequence[int], size: int, always: Sequence[int] = ()) -> None:
+        self._covered, self._size = frozenset(covered), size
         self.ids: list[int] = []
         self._known: set[int] = set()
         self._next = self._kept = 0
@@ -40,7 +47,7 @@ class SeenTokens:
             yield from self.see(always)
             self._kept = len(self.ids)
         for token in tokens:
-            if token < self._covered or token in self._known or token >= self._size:
+            if token in self._covered or token in self._known or token >= self._size:
                 continue
             place = len(self.ids)
             if place < MOST_SEEN:
@@ -52,3 +59,25 @@ class SeenTokens:
                 self.ids[place] = token
             self._known.add(token)
             yield token, place
+
+
+def covered_ids(config: DecoderConfig, lowest: int) -> NDArray[np.int64]:
+    """The ids that a head covers from the beginning, in the order of its outputs.
+
+    Args:
+        config: the model's shape.
+        lowest: of a head for all, only so many ids; 0: all that can be produced.
+    """
+    if config.head_ids is not None:
+        return np.array(config.head_ids, np.int64)
+    return np.arange(min(lowest or config.output_size, config.output_size))
+
+
+def spread(
+    covered: Logits, ids: NDArray[np.int64], seen: Logits, seen_ids: Sequence[int], size: int
+) -> Logits:
+    """Logits float32[rows, size] from those of some ids and of others; -inf between them."""
+    logits = np.full((len(covered), size), -np.inf, np.float32)
+    logits[:, ids] = covered
+    logits[:, list(seen_ids)] = seen[:, : len(seen_ids)]
+    return logits

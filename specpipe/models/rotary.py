@@ -39,3 +39,15 @@ class RotaryTable:
             pairs = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
             parts.append(pairs.reshape(_STEP, -1).astype(np.float32))
         self._turns = np.concatenate(parts)
+
+
+def to_halves(values: NDArray[np.float32], head_dim: int) -> NDArray[np.float32]:
+    """Rows of queries or keys, [rows, ...], whose pairs lie side by side: arranged as halves."""
+    pairs = values.reshape(-1, head_dim // 2, 2, *values.shape[1:])
+    return pairs.swapaxes(1, 2).reshape(values.shape)
+
+
+def from_halves(values: NDArray[np.float32], head_dim: int) -> NDArray[np.float32]:
+    """Rows of queries or keys whose pairs lie half a head apart: arranged side by side."""
+    halves = values.reshape(-1, 2, head_dim // 2, *values.shape[1:])
+    return halves.swapaxes(1, 2).reshape(values.shape)

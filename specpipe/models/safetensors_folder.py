@@ -52,13 +52,18 @@ class SafetensorsFolder:
         """
         path = self._files[name]
         try:
-            with safe_open(path, framework="pt") as file:
-                values: Any = file.get_tensor(name)
+            # numpy has no bfloat16, and a worker that needs no torch shall not load it.
+            if self.dtypes[name] == "BF16":
+                with safe_open(path, framework="pt") as file:
+                    values: Any = file.get_tensor(name).float().numpy()
+            else:
+                with safe_open(path, framework="numpy") as file:
+                    values = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             self._fail(path.name, _one_line(error))
-        copy: NDArray[np.float32] = values.float().numpy()
-        # float32 weights come as a view of the file's pages, which stay as they are.
-        return copy if self.dtypes[name] != "F32" else copy.copy()
+        # A copy also of float32, which may come as a view of the file's pages.
+        copy: NDArray[np.float32] = values.astype(np.float32)
+        return copy
 
     def _read_header(self, path: Path) -> None:
         try:

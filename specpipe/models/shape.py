@@ -39,6 +39,7 @@ class DecoderConfig:
         rotary_halves: queries and keys are stored with a pair's second element half a head behind
             the first; otherwise beside it.
         tied: the head is the embedding.
+        head_ids: the tokens that a head of its own covers, rising; None: the head covers all.
         qk_norm: queries and keys are normalised, head by head, before they are rotated.
         biases: those of LINEAR_LAYERS that have one.
     """
@@ -57,6 +58,7 @@ class DecoderConfig:
     rope_divisors: tuple[float, ...] | None = None
     rotary_halves: bool = False
     tied: bool = False
+    head_ids: tuple[int, ...] | None = None
     qk_norm: bool = False
     biases: frozenset[str] = frozenset()
 
@@ -73,6 +75,11 @@ class DecoderConfig:
                 f"choose 1 to {self.context_length}"
             )
         output = min(self.vocab_size, output_size or self.vocab_size)
+        if self.head_ids is not None and self.head_ids[-1] >= output:
+            raise UserError(
+                f"the head of {path} covers token {self.head_ids[-1]}, and there are {output}: it "
+                "was made for another target"
+            )
         return replace(self, context_length=context, output_size=output)
 
     def matrices(self) -> dict[str, tuple[int, int]]:
@@ -98,6 +105,8 @@ class DecoderConfig:
         yield "output_norm.weight", (self.width,)
         if not self.tied:
             yield "output.weight", (self.vocab_size, self.width)
+        if self.head_ids is not None:
+            yield "head.weight", (len(self.head_ids), self.width)
         for layer in range(self.layers):
             for name, shape in matrices.items():
                 yield f"blk.{layer}.{name}.weight", shape

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from specpipe.models.draft_folder import is_draft_folder, open_draft, target_of
 from specpipe.models.gguf_file import GGUFFile
 from specpipe.models.gguf_model import read_config
 from specpipe.models.hf_folder import hf_name, read_folder_config
@@ -33,7 +34,8 @@ def open_model(path: Path) -> ModelSource:
     """Read what a model says of itself; its weights are left on disk.
 
     Args:
-        path: a .gguf file, a folder that holds exactly one, or a Hugging Face folder.
+        path: a .gguf file, a folder that holds exactly one, a Hugging Face folder, or a distilled
+            draft's.
 
     Raises:
         UserError: if there is none, it is broken, or it is none that can be run.
@@ -42,6 +44,9 @@ def open_model(path: Path) -> ModelSource:
     if not weights.is_dir():
         file = GGUFFile(weights)
         return ModelSource(read_config(file), file.dequantize)
+    if is_draft_folder(weights):
+        target = open_model(target_of(weights))
+        return ModelSource(*open_draft(weights, target.config, target.read))
     folder = SafetensorsFolder(weights)
     config = read_folder_config(weights, folder.shapes)
     return ModelSource(config, lambda name: folder.read(hf_name(name)))

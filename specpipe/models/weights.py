@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from specpipe.models.rotary import from_halves
 from specpipe.models.source import ModelSource
 
 Floats = NDArray[np.float32]
@@ -61,6 +62,10 @@ class DecoderWeights:
         """[vocab_size, width], where it isn't the embedding."""
         return self._read("output.weight")
 
+    def own_head(self) -> Floats:
+        """[head_ids, width], where the model has a head for some tokens."""
+        return self._read("head.weight")
+
     def head_norm(self) -> Floats:
         """The norm before the head: [width]."""
         return self._read("output_norm.weight")
@@ -106,8 +111,7 @@ class DecoderWeights:
         config, values = self.config, self._read(f"{block}.{name}.{kind}")
         is_query, is_key = name.startswith("attn_q"), name.startswith("attn_k")
         if config.rotary_halves and (is_query or is_key):
-            halves = values.reshape(-1, 2, config.head_dim // 2, *values.shape[1:])
-            values = halves.swapaxes(1, 2).reshape(values.shape)
+            values = from_halves(values, config.head_dim)
         if is_query and config.qk_norm == name.endswith("_norm"):
             values = values * np.float32(config.head_dim**-0.5)
         return values

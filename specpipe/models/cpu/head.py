@@ -10,7 +10,7 @@ from specpipe.models.cpu.panels import Panels, padded
 from specpipe.models.cpu.state import Shape
 from specpipe.models.cpu.team import Team
 from specpipe.models.interface import Logits
-from specpipe.models.partial_head import MOST_SEEN, SeenTokens
+from specpipe.models.partial_head import MOST_SEEN, SeenTokens, covered_ids, spread
 from specpipe.models.shape import DecoderConfig
 from specpipe.models.weights import DecoderWeights, Floats, Linear
 
@@ -22,7 +22,8 @@ class Vocabulary:
         weights: where to read them.
         config: the model's shape.
         dtype: how they are kept.
-        covered: ids below this can be produced from the beginning, others once they were seen.
+        covered: of a head for all tokens, ids below this can be produced from the beginning,
+            others once they were seen; 0: all.
         always: others that can be produced from the beginning.
     """
 
@@ -36,17 +37,15 @@ class Vocabulary:
     ) -> None:
         self._config = config
         self._norm = weights.head_norm()
-        shape = (1, config.vocab_size, config.width, dtype)
-        self._embedding = Panels(*shape)
-        self._embedding.fill(0, Linear(weights.embedding()))
-        self._head = self._embedding
-        if not config.tied:
-            self._head = Panels(*shape)
-            self._head.fill(0, Linear(weights.head()))
-        self._covered = min(covered or config.output_size, config.output_size)
+        self._embedding = self._panels(weights.embedding(), dtype)
+        # The rows for all tokens, of which those that were seen are taken.
+        self._all = self._embedding if config.tied else self._panels(weights.head(), dtype)
+        own = config.head_ids is not None
+        self._head = self._panels(weights.own_head(), dtype) if own else self._all
+        self._covered = covered_ids(config, covered)
         self._seen: SeenTokens | None = None
-        if self._covered < config.output_size:
-            self._seen = SeenTokens(self._covered, config.output_size, always)
+        if len(self._covered) < config.output_size:
+            self._seen = SeenTokens(self._covered.tolist(), config.output_size, always)
             self._seen_rows = Panels(1, MOST_SEEN, config.width, "float32")
             self.see(())
 
@@ -58,22 +57,24 @@ class Vocabulary:
         """Tokens of a text, which can be produced from then on."""
         if self._seen:
             for token, place in self._seen.see(tokens):
-                self._seen_rows.set_row(place, self._head.rows(np.array([token]))[0])
+                self._seen_rows.set_row(place, self._all.rows(np.array([token]))[0])
 
     def logits(self, team: Team, shape: Shape, hidden: Floats, wide: Floats) -> Logits:
         """Logits of hidden states, float32[rows, output_size]; -inf for what isn't covered."""
         normed = np.empty_like(hidden)
         normalise_rows(0, 1, len(hidden), shape, hidden, self._norm, normed)
-        covered = _product(team, normed, self._head, self._covered, wide)
+        covered = _product(team, normed, self._head, len(self._covered), wide)
         if not self._seen:
             return covered
-        logits = np.full((len(hidden), self._config.output_size), -np.inf, np.float32)
-        logits[:, : self._covered] = covered
         # Also where there are none yet, so that a first pass compiles what later ones need.
         count = len(self._seen.ids)
         seen = _product(team, normed, self._seen_rows, max(1, count), wide)
-        logits[:, self._seen.ids] = seen[:, :count]
-        return logits
+        return spread(covered, self._covered, seen, self._seen.ids, self._config.output_size)
+
+    def _panels(self, matrix: Floats, dtype: str) -> Panels:
+        panels = Panels(1, len(matrix), self._config.width, dtype)
+        panels.fill(0, Linear(matrix))
+        return panels
 
 
 def _product(team: Team, normed: Floats, panels: Panels, outputs: int, wide: Floats) -> Floats:

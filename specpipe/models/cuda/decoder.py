@@ -19,7 +19,7 @@ from torch.nn import functional
 from specpipe.errors import UserError
 from specpipe.models.decoder import Decoder, Feed, Interrupted
 from specpipe.models.interface import Logits
-from specpipe.models.partial_head import MOST_SEEN, SeenTokens
+from specpipe.models.partial_head import MOST_SEEN, SeenTokens, covered_ids, spread
 from specpipe.models.rotary import RotaryTable
 from specpipe.models.shape import DecoderConfig
 from specpipe.models.weights import DecoderWeights, Floats, Linear
@@ -71,13 +71,15 @@ class CudaDecoder(Decoder):
         super().__init__(config, dtype, num_slots, ROWS)
         self._device, self._kept_as = device, getattr(torch, dtype)
         self._embedding = self._keep(weights.embedding())
-        head = self._embedding if config.tied else self._keep(weights.head())
-        self._head, self._head_norm = head[: config.output_size], self._tensor(weights.head_norm())
-        self._covered = min(head_tokens or config.output_size, config.output_size)
+        self._all = self._embedding if config.tied else self._keep(weights.head())
+        self._head = self._all if config.head_ids is None else self._keep(weights.own_head())
+        self._head_norm = self._tensor(weights.head_norm())
+        self._covered = covered_ids(config, head_tokens)
+        self._head = self._head[: len(self._covered)]
         self._seen: SeenTokens | None = None
-        if self._covered < config.output_size:
-            self._seen = SeenTokens(self._covered, config.output_size, kept_tokens)
-            self._seen_rows = torch.zeros_like(self._head[:1]).repeat(MOST_SEEN, 1)
+        if len(self._covered) < config.output_size:
+            self._seen = SeenTokens(self._covered.tolist(), config.output_size, kept_tokens)
+            self._seen_rows = torch.zeros_like(self._all[:1]).repeat(MOST_SEEN, 1)
             self._see(())
         self._layers = [self._load_layer(weights, index) for index in range(config.layers)]
         turns = self._tensor(RotaryTable(config).up_to(config.context_length))
@@ -89,7 +91,8 @@ class CudaDecoder(Decoder):
         self._ids = torch.zeros(ROWS, dtype=torch.int64, device=device)
         self._positions, self._places = torch.zeros_like(self._ids), torch.zeros_like(self._ids)
         self._hidden = torch.zeros(ROWS, config.width, device=device)
-        self._logits = torch.zeros(ROWS, config.output_size, device=device)
+        self._logits = torch.zeros(ROWS, len(self._covered), device=device)
+        self._seen_logits = torch.zeros(ROWS, MOST_SEEN, device=device)
         self._graphs: dict[tuple[int, int] | None, Callable[[], None]] = {}
 
     # -- loading
@@ -178,15 +181,12 @@ class CudaDecoder(Decoder):
     def _judge(self, count: int, rows: int) -> Logits:
         """Logits of the last `rows` of the `count` tokens just fed."""
         self._replay(None, self._head_pass)
-        logits = self._logits[count - rows : count]
-        if self._seen:
-            partial = torch.full_like(logits, -torch.inf)
-            partial[:, : self._covered] = logits[:, : self._covered]
-            ids = self._seen.ids
-            partial[:, ids] = logits[:, self._covered :][:, : len(ids)]
-            logits = partial
-        found: Logits = logits.float().cpu().numpy()
-        return found.copy()
+        wanted = slice(count - rows, count)
+        covered: Logits = self._logits[wanted].cpu().numpy()
+        if not self._seen:
+            return covered.copy()
+        seen = self._seen_logits[wanted, : len(self._seen.ids)].cpu().numpy()
+        return spread(covered, self._covered, seen, self._seen.ids, self.config.output_size)
 
     def _replay(self, key: tuple[int, int] | None, compute: Callable[[], None]) -> None:
         """Run kernels, from a graph where there can be one; it is captured when first needed."""
@@ -222,12 +222,9 @@ class CudaDecoder(Decoder):
 
     def _head_pass(self) -> None:
         normed = self._norm(self._hidden, self._head_norm)
-        covered = self._linear(normed, (self._head[: self._covered], None))
-        self._logits[:, : self._covered] = covered
+        self._logits.copy_(self._linear(normed, (self._head, None)))
         if self._seen:
-            count = min(MOST_SEEN, self.config.output_size - self._covered)
-            seen = self._linear(normed, (self._seen_rows[:count], None))
-            self._logits[:, self._covered : self._covered + count] = seen
+            self._seen_logits.copy_(self._linear(normed, (self._seen_rows, None)))
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return functional.rms_norm(x, x.shape[-1:], None, self.config.norm_eps) * weight
@@ -271,4 +268,4 @@ class CudaDecoder(Decoder):
     def _see(self, tokens: Sequence[int]) -> None:
         if self._seen:
             for token, place in self._seen.see(tokens):
-                self._seen_rows[place] = self._head[token]
+                self._seen_rows[place] = self._all[token]

@@ -54,7 +54,7 @@ def test_what_is_not_covered_is_never_guessed(tiny_gguf, acceptance) -> None:
 
 def test_the_oldest_seen_tokens_make_room() -> None:
     """Memory that grows with the text, or a place that two tokens share."""
-    seen = SeenTokens(covered=16, size=MOST_SEEN + 500, always=[16])
+    seen = SeenTokens(covered=range(16), size=MOST_SEEN + 500, always=[16])
     places = dict(seen.see(range(17, MOST_SEEN + 400)))
     assert len(seen.ids) == len(set(seen.ids)) == MOST_SEEN
     assert 16 in seen.ids, "kept in any case"

@@ -1,0 +1,1 @@
+"""Making models: training from text, and drafts that learn from their target."""

@@ -1,0 +1,251 @@
+"""The last stage of a distillation: how good is the draft, on prompts that it never saw?
+
+The target answers; then, at each token of the answers, it is asked what would have been guessed
+there. All tokens before are the true ones, so a chance measured so is that of a guess whose
+predecessors were right: the α of a dispatch rule. Draft and look-ups run as they do in a pipeline.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specpipe.drafting.drafter import Drafter, Sources
+from specpipe.filters import filtered, likeliest
+from specpipe.models.decoder import Decoder, Feed
+from specpipe.models.interface import Logits
+from specpipe.sampler import MOST_LAW_TOKENS, Guess, Sampler
+from specpipe.sampling import Sampling
+from specpipe.training.writing import AT_ONCE
+
+BLOCKS = (1, 2, 3, 5, 8)
+TEMPERATURES = (0.0, 1.0)
+SOURCES = ("model", "ngram", "hybrid")
+_BUCKETS = 10
+_CHUNK = 96  # prompt tokens in a pass of the draft
+
+Bools = NDArray[np.bool_]
+
+
+class Task(NamedTuple):
+    """A prompt as token ids, and what kind of task it is."""
+
+    prompt: Sequence[int]
+    category: str
+
+
+@dataclass(slots=True)
+class Judgement:
+    """What would have been guessed in the answers at one temperature.
+
+    Attributes:
+        tokens: of all answers.
+        acceptance: chance that a guess is right, by source.
+        by_category: the same, by category and source.
+        lengths: committed tokens by target pass, by source and size of block.
+        rejection: chance that the draft's guess is accepted by the rejection rule; None at 0.
+        calibration: for each tenth of the model's confidence (how many, mean confidence, how many
+            of them were right).
+    """
+
+    tokens: int
+    acceptance: dict[str, float]
+    by_category: dict[str, dict[str, float]]
+    lengths: dict[str, dict[int, float]]
+    rejection: float | None
+    calibration: list[tuple[int, float, float]] = field(default_factory=list)
+
+    def figures(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return asdict(self)
+
+
+def evaluate(
+    target: Decoder,
+    draft: Decoder,
+    tasks: Sequence[Task],
+    stop_token_ids: Sequence[int],
+    *,
+    temperature: float,
+    most: int = 128,
+) -> Iterator[Judgement | None]:
+    """Have tasks answered, and judge the draft by the answers.
+
+    Args:
+        target: with AT_ONCE slots.
+        draft: with two.
+        tasks: what to answer.
+        stop_token_ids: tokens that end an answer.
+        temperature: of the answers.
+        most: tokens of an answer.
+
+    Yields:
+        None after each part of the work, and at the end the judgement.
+    """
+    samplings = [
+        Sampling(temperature, number, stop_token_ids=tuple(stop_token_ids))
+        for number in range(len(tasks))
+    ]
+    answers: list[list[int]] = []
+    for first in range(0, len(tasks), AT_ONCE):
+        part = slice(first, first + AT_ONCE)
+        answers += _answers(target, tasks[part], samplings[part], most)
+        yield None
+    right: dict[str, list[Bools]] = {source: [] for source in SOURCES}
+    confidences, rejection = [], []
+    drafters = {
+        "ngram": Sources(None, lookup=True, context_length=target.context_length),
+        "hybrid": Sources(draft, lookup=True),
+    }
+    for task, sampling, answer in zip(tasks, samplings, answers, strict=True):
+        rows = _step_by_step(draft, task.prompt, answer)
+        guesses = _of_model(rows, sampling, task.prompt, answer)
+        confidences.append(np.array([guess.confidence for guess in guesses]))
+        right["model"].append(np.array([guess.token for guess in guesses]) == answer)
+        for source, sources in drafters.items():
+            found = _of_drafter(sources, sampling, task.prompt, answer)
+            right[source].append(np.array(found) == answer)
+        if temperature:
+            theirs = _at_once(target, task.prompt, answer)
+            rejection.append(_overlap(theirs, rows, sampling))
+        yield None
+    yield Judgement(
+        tokens=sum(map(len, answers)),
+        acceptance={source: _mean(flags) for source, flags in right.items()},
+        by_category=_by_category(tasks, right),
+        lengths={
+            source: {size: committed_by_pass(flags, size) for size in BLOCKS}
+            for source, flags in right.items()
+        },
+        rejection=float(np.concatenate(rejection).mean()) if rejection else None,
+        calibration=_calibration(np.concatenate(confidences), np.concatenate(right["model"])),
+    )
+
+
+def committed_by_pass(right: Sequence[Bools], size: int) -> float:
+    """Tokens that a target's pass commits on average, if each judges a block of `size` guesses."""
+    tokens = passes = 0
+    for flags in right:
+        at = 0
+        while at < len(flags):
+            run = flags[at : at + size]
+            at += (len(run) if run.all() else int(run.argmin())) + 1
+            passes += 1
+        tokens += len(flags)
+    return tokens / passes if passes else 0.0
+
+
+def _answers(
+    target: Decoder, tasks: Sequence[Task], samplings: Sequence[Sampling], most: int
+) -> list[list[int]]:
+    """What the target answers: the very tokens that a pipeline would write with these seeds."""
+    texts = [list(task.prompt) for task in tasks]
+    samplers = [Sampler(sampling) for sampling in samplings]
+    slots = {target.open(): number for number in range(len(tasks))}
+    at_work = dict(slots)
+    while at_work:
+        feeds = [
+            Feed(slot, texts[number][target.length(slot) :], 1) for slot, number in at_work.items()
+        ]
+        logits = target.forward_all(feeds)
+        assert logits is not None  # nobody interrupts
+        for feed, rows in zip(feeds, logits, strict=True):
+            number = at_work[feed.slot]
+            text = texts[number]
+            token = samplers[number].choose(rows[-1], len(text), text)
+            text.append(token)
+            full = len(text) - len(tasks[number].prompt) >= most
+            if full or token in samplings[number].stop_token_ids:
+                del at_work[feed.slot]
+    for slot in slots:
+        target.close(slot)
+    return [text[len(task.prompt) :] for text, task in zip(texts, tasks, strict=True)]
+
+
+def _at_once(model: Decoder, prompt: Sequence[int], answer: Sequence[int]) -> Logits:
+    """A model's logits for each token of an answer, float32[answer, vocabulary]."""
+    slot = model.open()
+    logits = model.forward(slot, [*prompt, *answer[:-1]], len(answer))
+    model.close(slot)
+    assert logits is not None
+    return logits
+
+
+def _step_by_step(model: Decoder, prompt: Sequence[int], answer: Sequence[int]) -> Logits:
+    """The same of a model that must not know yet which tokens come later: see partial_head.py."""
+    slot, rows = model.open(), []
+    for fed in (prompt, *([token] for token in answer[:-1])):
+        logits = model.forward(slot, fed, 1)
+        assert logits is not None
+        rows.append(logits)
+    model.close(slot)
+    return np.concatenate(rows)
+
+
+def _of_model(
+    rows: Logits, sampling: Sampling, prompt: Sequence[int], answer: Sequence[int]
+) -> list[Guess]:
+    sampler = Sampler(sampling)
+    return [sampler.guess(rows[at], len(prompt) + at) for at in range(len(answer))]
+
+
+def _of_drafter(
+    sources: Sources, sampling: Sampling, prompt: Sequence[int], answer: Sequence[int]
+) -> list[int]:
+    """What is guessed at each token of an answer; -1 where nothing is."""
+    drafter, guesses = sources.open(sampling), []
+    for position in range(len(answer)):
+        known = [*prompt, *answer[:position]]
+        guesses.append(_guess(drafter, known))
+        drafter.settle(len(known), [answer[position]])
+    drafter.close()
+    return guesses
+
+
+def _guess(drafter: Drafter, known: Sequence[int]) -> int:
+    if not drafter.computes:
+        found = drafter.look_up(known, 1, may_compute=False)
+        return found[0].guess.token if found else -1
+    while (proposal := drafter.compute(known, _CHUNK, None)) is None:
+        pass
+    return proposal.guess.token
+
+
+def _overlap(theirs: Logits, ours: Logits, sampling: Sampling) -> NDArray[np.float64]:
+    """Chance that the rejection rule accepts a guess, by rows of logits: sum min(p, q)."""
+    chances = np.zeros(len(theirs))
+    for at, (p_logits, q_logits) in enumerate(zip(theirs, ours, strict=True)):
+        law = likeliest(filtered(q_logits, sampling), MOST_LAW_TOKENS)
+        p = filtered(p_logits, sampling).chances()
+        ids = np.arange(len(law.weights)) if law.ids is None else law.ids
+        chances[at] = np.minimum(p[ids], law.chances()).sum()
+    return chances
+
+
+def _mean(flags: Sequence[Bools]) -> float:
+    return float(np.concatenate(flags).mean())
+
+
+def _by_category(
+    tasks: Sequence[Task], right: dict[str, list[Bools]]
+) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, list[Bools]]] = defaultdict(lambda: defaultdict(list))
+    for source, answers in right.items():
+        for task, flags in zip(tasks, answers, strict=True):
+            found[task.category][source].append(flags)
+    return {
+        category: {source: _mean(flags) for source, flags in by_source.items()}
+        for category, by_source in found.items()
+    }
+
+
+def _calibration(confidences: NDArray[np.float64], right: Bools) -> list[tuple[int, float, float]]:
+    bucket = np.minimum((confidences * _BUCKETS).astype(int), _BUCKETS - 1)
+    return [
+        (int(chosen.sum()), float(confidences[chosen].mean()), float(right[chosen].mean()))
+        for chosen in (bucket == number for number in range(_BUCKETS))
+        if chosen.any()
+    ]

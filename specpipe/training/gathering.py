@@ -1,0 +1,103 @@
+"""The first stage of a distillation: the target writes what the draft is to learn from."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from specpipe.models.loader import load_model
+from specpipe.models.source import open_model
+from specpipe.models.store import ModelFiles
+from specpipe.tokenizer import Tokenizer
+from specpipe.training.frame import Frame
+from specpipe.training.scripts import Director, check_prompts
+from specpipe.training.shards import Conversation, read_shard, write_shard
+from specpipe.training.writing import AT_ONCE, LONGEST_REPLY, write
+
+LONGEST = 1024
+"""Most tokens of a conversation."""
+
+_CONVERSATIONS = 2 * AT_ONCE  # in a shard: enough to keep a pass full for most of its time
+_LEAST = 2  # shards: one to learn from, and one to see what was learned
+
+Told = Callable[[float, str], None]
+"""Called with the share of the stage that is done and a line about it."""
+
+
+def gather(
+    target: ModelFiles,
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    seconds: float,
+    threads: int,
+    dtype: str = "auto",
+    device: str = "cpu",
+    prompts: Sequence[str] = (),
+    told: Told,
+) -> list[Path]:
+    """Write shards until the time is up; those that are there already count.
+
+    Args:
+        target: whose conversations and laws are wanted.
+        tokenizer: its own.
+        folder: where shards lie.
+        seconds: how long to go on, from now; at least two shards are made in any case.
+        threads: see `load_model`, as for the next two.
+        dtype: how weights are kept.
+        device: where the target computes.
+        prompts: what conversations begin with; left out, the target writes the user's turns too.
+        told: of the progress.
+
+    Returns:
+        All shards, oldest first; each depends on those before it and on nothing else.
+
+    Raises:
+        UserError: if the target can't be loaded, or a shard not be read or written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = list_shards(folder)
+    begun = time.monotonic()
+    if len(shards) >= _LEAST and seconds <= 0:
+        return shards
+    model = load_model(
+        target.weights,
+        dtype=dtype,
+        device=device,
+        threads=threads,
+        num_slots=AT_ONCE,
+        output_size=tokenizer.used_size,
+        context_length=min(LONGEST, open_model(target.weights).config.context_length),
+    )
+    longest, frame = model.context_length, Frame.of(tokenizer)
+    check_prompts(prompts, tokenizer, longest - LONGEST_REPLY)
+    director = Director(tokenizer, frame, prompts)
+    for path in shards:
+        _learn(director, tokenizer, frame, read_shard(path))
+    while len(shards) < _LEAST or time.monotonic() - begun < seconds:
+        scripts = director.scripts(len(shards), _CONVERSATIONS)
+        written: list[Conversation] = []
+        for each in write(model, frame, scripts, longest):
+            written.append(each)
+            share = min(1.0, (time.monotonic() - begun) / seconds) if seconds > 0 else 1.0
+            told(share, f"shard {len(shards) + 1}, conversation {len(written)}")
+        path = folder / f"{len(shards):05}.safetensors"
+        write_shard(path, written)
+        shards.append(path)
+        _learn(director, tokenizer, frame, written)
+    return shards
+
+
+def list_shards(folder: Path) -> list[Path]:
+    """The shards of a folder, oldest first."""
+    return sorted(folder.glob("[0-9]*.safetensors"))
+
+
+def _learn(
+    director: Director, tokenizer: Tokenizer, frame: Frame, written: Sequence[Conversation]
+) -> None:
+    """Let later scripts be about what was written."""
+    footer = tokenizer.decode(frame.footer)
+    for each in written:
+        before = tokenizer.decode(each.tokens[len(frame.header) : each.reply].tolist())
+        reply = tokenizer.decode(each.tokens[each.reply :].tolist())
+        director.learn(before.removesuffix(footer), reply)
