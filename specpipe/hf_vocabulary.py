@@ -14,6 +14,8 @@ import tokenizers
 
 from specpipe.errors import UserError
 from specpipe.json_file import parse_object, read_object_if_there, read_text
+from specpipe.models.hf_folder import TOKENIZER_FILE
+from specpipe.models.hub import cached_file
 from specpipe.vocabulary import (
     Encode,
     TokenKind,
@@ -23,12 +25,34 @@ from specpipe.vocabulary import (
     token_bytes,
 )
 
-TOKENIZER_FILE = "tokenizer.json"
 _LARGEST_ID = 1 << 22
+_GPT2 = "openai-community/gpt2"
+_GPT2_END = "<|endoftext|>"
 
 
-def read_folder_vocabulary(folder: Path) -> Vocabulary:
+def read_gpt2_vocabulary(folder: Path) -> Vocabulary:
+    """Read GPT-2's vocabulary: a folder's own tokenizer.json, or else the hub's.
+
+    Raises:
+        UserError: if there is neither, or as `read_folder_vocabulary`.
+    """
+    path = folder / TOKENIZER_FILE
+    if not path.exists():
+        try:
+            path = cached_file(_GPT2, TOKENIZER_FILE)
+        except UserError as error:
+            raise UserError(
+                f"{path} is missing, and we {error}, or put GPT-2's {TOKENIZER_FILE} there"
+            ) from None
+    return read_folder_vocabulary(path.parent, end=_GPT2_END)
+
+
+def read_folder_vocabulary(folder: Path, end: str | None = None) -> Vocabulary:
     """Read the vocabulary of a Hugging Face folder.
+
+    Args:
+        folder: the model's.
+        end: the token that ends a sequence, where no file says it.
 
     Raises:
         UserError: if it is of a kind that is not supported, or is broken.
@@ -41,6 +65,8 @@ def read_folder_vocabulary(folder: Path) -> Vocabulary:
     tokens, kinds = _tokens(library, path)
     settings = read_object_if_there(folder / "tokenizer_config.json")
     named = {name: _named(settings, f"{name}_token", tokens) for name in ("bos", "eos")}
+    if named["eos"] is None and end in tokens:
+        named["eos"] = tokens.index(end)
     added = library.encode("").ids
     adds_bos = settings.get("add_bos_token")
     if not isinstance(adds_bos, bool):

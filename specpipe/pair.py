@@ -12,6 +12,8 @@ from specpipe.errors import UserError
 from specpipe.models.gguf_file import GGUFFile
 from specpipe.models.gguf_model import read_config
 from specpipe.models.hf_folder import read_limits
+from specpipe.models.pt_checkpoint import is_checkpoint
+from specpipe.models.shape import DecoderConfig
 from specpipe.models.source import open_model
 from specpipe.models.store import ModelFiles, models_dir, resolve
 from specpipe.sampling import SamplingParams
@@ -127,20 +129,17 @@ def _read(files: ModelFiles, model: ModelConfig) -> tuple[Tokenizer, int]:
     """
     context: int | None
     vocab_size: int | None
-    if not files.weights.is_dir():
-        if model.backend == "transformers":
+    weights = files.weights
+    if model.backend == "transformers":
+        if not weights.is_dir():
             raise UserError(
-                f"the backend transformers reads folders of Hugging Face, and {files.weights} is a "
+                f"the backend transformers reads folders of Hugging Face, and {weights} is a "
                 "file: name such a folder, or choose the backend specpipe"
             )
-        file = GGUFFile(files.weights)
-        tokenizer, config = Tokenizer.from_gguf(file.metadata), read_config(file)
-        context, vocab_size = config.context_length, config.vocab_size
-    elif model.backend == "transformers":
-        tokenizer = Tokenizer.from_folder(files.weights)
-        context, vocab_size = read_limits(files.weights)
+        tokenizer = Tokenizer.from_folder(weights)
+        context, vocab_size = read_limits(weights)
     else:
-        tokenizer, config = Tokenizer.from_folder(files.weights), open_model(files.weights).config
+        tokenizer, config = _read_own(weights)
         context, vocab_size = config.context_length, config.vocab_size
     if vocab_size is not None and tokenizer.used_size > vocab_size:
         raise UserError(
@@ -153,3 +152,14 @@ def _read(files: ModelFiles, model: ModelConfig) -> tuple[Tokenizer, int]:
             "choose another model"
         )
     return tokenizer, context
+
+
+def _read_own(weights: Path) -> tuple[Tokenizer, DecoderConfig]:
+    """The same of a model that our own decoder runs, as the format has it."""
+    if weights.is_dir():
+        return Tokenizer.from_folder(weights), open_model(weights).config
+    if is_checkpoint(weights):
+        config = open_model(weights).config
+        return Tokenizer.from_gpt2(weights.parent), config
+    file = GGUFFile(weights)  # opened once: a vocabulary takes a while to parse
+    return Tokenizer.from_gguf(file.metadata), read_config(file)

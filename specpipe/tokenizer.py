@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from specpipe.chat_template import render
 from specpipe.errors import UserError
-from specpipe.hf_vocabulary import read_folder_vocabulary
+from specpipe.hf_vocabulary import read_folder_vocabulary, read_gpt2_vocabulary
 from specpipe.stopping import StopTexts
 from specpipe.vocabulary import SPECIAL_KINDS, TokenKind, Vocabulary, read_gguf_vocabulary
 
@@ -65,6 +65,15 @@ class Tokenizer:
             UserError: if the tokenizer is of a kind that is not supported, or is broken.
         """
         return cls(read_folder_vocabulary(folder))
+
+    @classmethod
+    def from_gpt2(cls, folder: Path) -> Self:
+        """Build from GPT-2's tokenizer.json: the folder's, or the hub's if it has none.
+
+        Raises:
+            UserError: if there is neither, or it is broken.
+        """
+        return cls(read_gpt2_vocabulary(folder))
 
     @property
     def vocab_size(self) -> int:

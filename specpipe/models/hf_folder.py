@@ -21,50 +21,40 @@ from specpipe.models.shape import (
 )
 
 CONFIG_FILE = "config.json"
+TOKENIZER_FILE = "tokenizer.json"
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """The model types that can be loaded, as config.json names them."""
 
 _MODEL_NAMES = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
 }
 _LAYER_NAMES = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
 }
-_LAYER = re.compile(r"model\.layers\.([0-9]+)\.(.+)\.(weight|bias)")
 _BLOCK = re.compile(r"blk\.([0-9]+)\.(.+)\.(weight|bias)")
-_HF_MODEL_NAMES = {ours: theirs for theirs, ours in _MODEL_NAMES.items()}
-_HF_LAYER_NAMES = {ours: theirs for theirs, ours in _LAYER_NAMES.items()}
 _CONTEXT_LENGTH_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 _NOT_A_WEIGHT = ".rotary_emb.inv_freq"
 """The end of a name under which old checkpoints store what follows from config.json."""
 
 
 def hf_name(name: str) -> str:
-    """From a name of `DecoderConfig.weight_shapes` to Hugging Face's; unknown ones stay."""
+    """From a name of `DecoderConfig.weight_shapes` to Hugging Face's."""
     if match := _BLOCK.fullmatch(name):
         layer, part, kind = match.groups()
-        return f"model.layers.{layer}.{_HF_LAYER_NAMES.get(part, part)}.{kind}"
-    return _HF_MODEL_NAMES.get(name, name)
-
-
-def own_name(name: str) -> str:
-    """The other way round."""
-    match = _LAYER.fullmatch(name)
-    if match and match[2] in _LAYER_NAMES:
-        return f"blk.{match[1]}.{_LAYER_NAMES[match[2]]}.{match[3]}"
-    return _MODEL_NAMES.get(name, name)
+        return f"model.layers.{layer}.{_LAYER_NAMES[part]}.{kind}"
+    return _MODEL_NAMES[name]
 
 
 def read_folder_config(folder: Path, found: Mapping[str, tuple[int, ...]]) -> DecoderConfig:
@@ -86,12 +76,11 @@ def read_folder_config(folder: Path, found: Mapping[str, tuple[int, ...]]) -> De
             f"a model of architecture {', '.join(FAMILIES)}, or the backend `transformers`"
         )
     settings = Settings(values, folder / CONFIG_FILE)
-    shapes = {
-        own_name(name): shape for name, shape in found.items() if not name.endswith(_NOT_A_WEIGHT)
-    }
-    tied = settings.flag("tie_word_embeddings", "output.weight" not in shapes)
+    shapes = {name: shape for name, shape in found.items() if not name.endswith(_NOT_A_WEIGHT)}
+    head = hf_name("output.weight")
+    tied = settings.flag("tie_word_embeddings", head not in shapes)
     if tied:
-        shapes.pop("output.weight", None)
+        shapes.pop(head, None)
     config = _config(family, settings, tied)
     check_heads(config, settings)
     _check_variant(config, settings)

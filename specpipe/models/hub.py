@@ -36,7 +36,7 @@ def download_model(name: str) -> Path:
     assert match
     repository, file = match.groups()
     if file:
-        return _ask(repository, lambda hub: hub.hf_hub_download(repository, file))
+        return cached_file(repository, file)
     folder = _ask(
         repository,
         lambda hub: hub.snapshot_download(
@@ -49,6 +49,15 @@ def download_model(name: str) -> Path:
             f"name one of its .gguf files, as {repository}/FILE.gguf"
         )
     return folder
+
+
+def cached_file(repository: str, file: str) -> Path:
+    """Fetch one file into the hub client's cache, unless it is there; return its path.
+
+    Raises:
+        UserError: if it can't be had, with the reason.
+    """
+    return _ask(repository, lambda hub: hub.hf_hub_download(repository, file))
 
 
 def download_file(repository: str, file: str, folder: Path) -> Path:

@@ -1,6 +1,6 @@
 """From a model on disk to a `Decoder` on a device.
 
-Torch is imported for CUDA alone: the kernels for CPUs are our own.
+Torch is imported for CUDA, and for formats that it reads: the kernels for CPUs are our own.
 """
 
 import platform
@@ -36,7 +36,7 @@ def load_model(
     """Load a model.
 
     Args:
-        path: a .gguf file, a folder that holds exactly one, or a Hugging Face folder.
+        path: a .gguf or .pt file, a folder that holds exactly one, or a Hugging Face folder.
         dtype: how weights are kept: float16, float32, int8 (CPU only, and another model then: each
             output's weights in 255 steps), bfloat16 (CUDA only), or auto: float16 on a CPU that
             converts it by itself, else float32; bfloat16 on CUDA.

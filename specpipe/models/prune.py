@@ -14,6 +14,7 @@ from gguf import GGUFWriter
 from specpipe.errors import UserError
 from specpipe.models.gguf_file import GGUFFile
 from specpipe.models.gguf_model import read_config
+from specpipe.models.pt_checkpoint import is_checkpoint
 from specpipe.models.store import ModelFiles, new_folder, read_source, write_source
 
 _EXAMPLE = "write them like 0-11,18-29"
@@ -30,8 +31,8 @@ def prune(target: ModelFiles, layers: Sequence[int], out_dir: Path) -> ModelFile
     Raises:
         UserError: if the folder exists, or the target or the layers won't do.
     """
-    if target.weights.is_dir():
-        raise UserError(f"{target.folder} can't be pruned: choose a model in a .gguf file")
+    if target.weights.is_dir() or is_checkpoint(target.weights):
+        raise UserError(f"{target.weights} can't be pruned: choose a model in a .gguf file")
     file = GGUFFile(target.weights)
     layers = parse_layers(",".join(map(str, layers)), read_config(file).layers)
     kept = format_layers(layers)

@@ -1,7 +1,8 @@
 """What a model looks like, in the same words whatever format it came in.
 
-Readers of formats (`gguf_model.py`, `hf_folder.py`) turn their metadata into a `DecoderConfig`; it
-says in turn which weights there must be, under llama.cpp's names for them, and of which shapes.
+Readers of formats (`gguf_model.py`, `hf_folder.py`, `pt_checkpoint.py`) turn their metadata into a
+`DecoderConfig`; it says in turn which weights there must be, under llama.cpp's names for them, and
+of which shapes.
 
 Needs no torch, so that a program can check a model before it starts anything.
 """
@@ -9,12 +10,12 @@ Needs no torch, so that a program can check a model before it starts anything.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn, Self
+from typing import Literal, NoReturn, Self
 
 from specpipe.errors import UserError
 
 LINEAR_LAYERS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-"""The matrices of a block, any of which may have a bias."""
+"""The matrices that a block can have, any of which may have a bias."""
 
 _LARGEST_INTEGER = 1 << 24
 
@@ -41,6 +42,8 @@ class DecoderConfig:
         tied: the head is the embedding.
         head_ids: the tokens that a head of its own covers, rising; None: the head covers all.
         qk_norm: queries and keys are normalised, head by head, before they are rotated.
+        activation: what the feed-forward layer has between its matrices: swiglu, silu(gate) * up;
+            or gelu, GELU(up) by the error function, and no gate.
         biases: those of LINEAR_LAYERS that have one.
     """
 
@@ -60,7 +63,13 @@ class DecoderConfig:
     tied: bool = False
     head_ids: tuple[int, ...] | None = None
     qk_norm: bool = False
+    activation: Literal["swiglu", "gelu"] = "swiglu"
     biases: frozenset[str] = frozenset()
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward layer has a gate."""
+        return self.activation == "swiglu"
 
     def narrowed(self, context_length: int | None, output_size: int | None, path: Path) -> Self:
         """A copy for fewer tokens of context or output than the model was made for.
@@ -83,9 +92,9 @@ class DecoderConfig:
         return replace(self, context_length=context, output_size=output)
 
     def matrices(self) -> dict[str, tuple[int, int]]:
-        """[out, in] of each of LINEAR_LAYERS."""
+        """[out, in] of each of LINEAR_LAYERS that a block has."""
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return {
+        shapes = {
             "attn_q": (queries, self.width),
             "attn_k": (keys, self.width),
             "attn_v": (keys, self.width),
@@ -94,6 +103,9 @@ class DecoderConfig:
             "ffn_up": (self.ffn_width, self.width),
             "ffn_down": (self.width, self.ffn_width),
         }
+        if not self.gated:
+            del shapes["ffn_gate"]
+        return shapes
 
     def weight_shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Name and shape of each weight, matrices as [out, in]."""
@@ -199,9 +211,9 @@ def check_weights(
 
     Args:
         config: what it says.
-        found: the shapes of its weights, under the names of `weight_shapes`.
+        found: the shapes of its weights, under the format's own names.
         path: where it lies, for messages.
-        spelling: from such a name to the format's own, for messages.
+        spelling: from a name of `weight_shapes` to such a name; several may stand for one weight.
 
     Raises:
         UserError: naming the first weight that is missing, misshapen, or would be ignored.
@@ -209,16 +221,18 @@ def check_weights(
     wanted = set()
     # Stops at the first that is missing, so a lie about the number of layers costs no time.
     for name, shape in config.weight_shapes():
-        if found.get(name) != shape:
-            has = f"has shape {list(found[name])}" if name in found else "is missing"
+        own = spelling(name)
+        if found.get(own) != shape:
+            has = f"has shape {list(found[own])}" if own in found else "is missing"
             raise UserError(
-                f"{path}: tensor {spelling(name)} {has}, expected {list(shape)}; "
+                f"{path}: tensor {own} {has}, expected {list(shape)}; "
                 "fetch the model again or choose another"
             )
-        wanted.add(name)
-    for name in found:
-        if name not in wanted:
+        wanted.add(own)
+    for own in found:
+        if own not in wanted:
+            shown = " ".join(own.split())
             raise UserError(
-                f"{path} asks for what specpipe can't run: a tensor {spelling(name)}; "
+                f"{path} asks for what specpipe can't run: a tensor {shown:.80}; "
                 "choose another model"
             )

@@ -1,9 +1,10 @@
 """Where models lie, and how they get there whole or not at all.
 
 A model is a folder with one .gguf file, or one as Hugging Face lays it out (config.json and
-weights). What we fetch comes with `source.json`, which says where the weights came from, under
-which licence, and with which SHA-256. A folder appears under its name only when it is complete: it
-is filled under a name that begins with `.partial-`, and then renamed.
+weights), or a checkpoint: a .pt file and its settings, alone in a folder or not. What we fetch
+comes with `source.json`, which says where the weights came from, under which licence, and with
+which SHA-256. A folder appears under its name only when it is complete: it is filled under a name
+that begins with `.partial-`, and then renamed.
 
 This module doesn't know what is in the weights.
 """
@@ -28,8 +29,9 @@ from specpipe.models.download import (
     install,
     is_intact,
 )
-from specpipe.models.hf_folder import CONFIG_FILE
+from specpipe.models.hf_folder import CONFIG_FILE, TOKENIZER_FILE
 from specpipe.models.hub import download_model, is_hub_id
+from specpipe.models.pt_checkpoint import SUFFIX, config_path, is_checkpoint
 
 SOURCE_FILE = "source.json"
 _PARTIAL = ".partial-"
@@ -46,7 +48,7 @@ class ModelFiles:
     Attributes:
         name: what the user calls it.
         folder: where it lies.
-        weights: its .gguf file, or the folder itself if it is one of Hugging Face's.
+        weights: its .gguf or .pt file, or the folder itself if it is one of Hugging Face's.
     """
 
     name: str
@@ -56,9 +58,12 @@ class ModelFiles:
     @property
     def paths(self) -> tuple[Path, ...]:
         """The files that make the model what it is, in a fixed order."""
-        if not self.weights.is_dir():
-            return (self.weights,)
-        return tuple(sorted(p for p in self.weights.iterdir() if p.suffix in _HF_SUFFIXES))
+        if self.weights.is_dir():
+            return tuple(sorted(p for p in self.weights.iterdir() if p.suffix in _HF_SUFFIXES))
+        if is_checkpoint(self.weights):
+            beside = config_path(self.weights), self.weights.with_name(TOKENIZER_FILE)
+            return (self.weights, *(path for path in beside if path.exists()))
+        return (self.weights,)
 
     @property
     def size(self) -> int:
@@ -90,8 +95,9 @@ def resolve(name: str, directory: Path) -> ModelFiles:
     """Find a model: by its name in `directory`, by a path, or on the Hugging Face hub.
 
     Args:
-        name: of a folder in `directory`; path of a .gguf file or of a model's folder;
-            `owner/name` on the hub, or `owner/name/file.gguf`.
+        name: of a folder in `directory`, or of a .pt file there, without the suffix; path of a
+            .gguf or .pt file or of a model's folder; `owner/name` on the hub, or
+            `owner/name/file.gguf`.
         directory: where models are installed.
 
     Raises:
@@ -101,6 +107,8 @@ def resolve(name: str, directory: Path) -> ModelFiles:
     # os.path, unlike pathlib, calls a name that is too long for the file system just absent.
     if is_plain_name(name) and os.path.isdir(folder):
         return ModelFiles(name, folder, weights_path(folder))
+    if is_plain_name(name) and os.path.isfile(file := directory / f"{name}{SUFFIX}"):
+        return ModelFiles(name, directory, file)
     path = Path(name)
     if os.path.isfile(path):
         return ModelFiles(path.stem, path.parent, path)
@@ -116,22 +124,25 @@ def resolve(name: str, directory: Path) -> ModelFiles:
 
 
 def weights_path(path: Path) -> Path:
-    """What holds the weights of a model: a file, the only .gguf in a folder, or such a folder.
+    """What holds the weights of a model: a file, the only one in a folder, or such a folder.
 
     Raises:
         UserError: if there is none, or more than one.
     """
     if not path.is_dir():
         return path
-    found = sorted(path.glob("*.gguf"))
-    if len(found) > 1:
-        names = ", ".join(file.name for file in found)
-        raise UserError(f"{path} holds several .gguf files ({names}): name the one to load")
-    if found or (path / CONFIG_FILE).is_file():
-        return found[0] if found else path
+    for pattern in ("*.gguf", CONFIG_FILE, f"*{SUFFIX}"):
+        found = sorted(path.glob(pattern))
+        if len(found) > 1:
+            names = ", ".join(file.name for file in found)
+            raise UserError(
+                f"{path} holds several {pattern[1:]} files ({names}): name the one to load"
+            )
+        if found:
+            return path if pattern == CONFIG_FILE else found[0]
     raise UserError(
-        f"{path} holds no model (neither *.gguf nor {CONFIG_FILE}): name a folder that does, or "
-        "fetch the model again"
+        f"{path} holds no model (neither *.gguf nor {CONFIG_FILE} nor *{SUFFIX}): name a folder "
+        "that does, or fetch the model again"
     )
 
 
@@ -140,10 +151,12 @@ def list_models(directory: Path) -> list[ModelFiles]:
     if not directory.is_dir():
         return []
     models = []
-    for folder in sorted(directory.iterdir()):
-        if folder.is_dir() and is_plain_name(folder.name):
+    for path in sorted(directory.iterdir()):
+        if path.is_dir() and is_plain_name(path.name):
             with suppress(UserError):
-                models.append(ModelFiles(folder.name, folder, weights_path(folder)))
+                models.append(ModelFiles(path.name, path, weights_path(path)))
+        elif is_checkpoint(path) and config_path(path).exists():
+            models.append(ModelFiles(path.stem, directory, path))
     return models
 
 
@@ -282,6 +295,6 @@ def _remedy(name: str, directory: Path) -> str:
     hints += [f"run `specpipe models fetch {known}`" for known in fetchable if known in nearest]
     hints += ["see `specpipe models fetch --help`"] if fetchable else []
     return (
-        " or ".join(hints).replace("? or", "?") + ", or give the path of a .gguf file or a model's "
-        "folder"
+        " or ".join(hints).replace("? or", "?") + ", or give the path of a .gguf or .pt file or of "
+        "a model's folder"
     )

@@ -9,6 +9,7 @@ from typing import Any
 from specpipe.json_file import read_object
 from specpipe.models.gguf_file import GGUFFile
 from specpipe.models.hf_folder import CONFIG_FILE
+from specpipe.models.pt_checkpoint import PtCheckpoint, is_checkpoint, read_settings
 from specpipe.models.safetensors_folder import SafetensorsFolder
 from specpipe.models.store import read_source, resolve
 
@@ -49,7 +50,7 @@ def show(name: str, directory: Path) -> ModelSummary:
         UserError: if there is no such model, or its files can't be read.
     """
     model = resolve(name, directory)
-    facts = _of_folder(model.weights) if model.weights.is_dir() else _of_gguf(model.weights)
+    facts = _facts(model.weights)
     source = read_source(model.folder)
     return ModelSummary(
         name=model.name,
@@ -63,6 +64,12 @@ def show(name: str, directory: Path) -> ModelSummary:
         licence=str(source.get("licence") or facts["licence"]),
         source=str(source.get("source", "unknown")),
     )
+
+
+def _facts(weights: Path) -> dict[str, Any]:
+    if weights.is_dir():
+        return _of_folder(weights)
+    return _of_checkpoint(weights) if is_checkpoint(weights) else _of_gguf(weights)
 
 
 def _of_gguf(path: Path) -> dict[str, Any]:
@@ -83,15 +90,32 @@ def _of_gguf(path: Path) -> dict[str, Any]:
 
 
 def _of_folder(folder: Path) -> dict[str, Any]:
-    config, weights = read_object(folder / CONFIG_FILE), SafetensorsFolder(folder)
-    dtypes: Counter[str] = Counter()
-    for name, shape in weights.shapes.items():
-        dtypes[weights.dtypes[name]] += math.prod(shape)
+    config = read_object(folder / CONFIG_FILE)
     return {
         "architecture": config.get("model_type", "unknown"),
         "layers": config.get("num_hidden_layers"),
-        "dtypes": dtypes,
+        "dtypes": _dtypes(SafetensorsFolder(folder)),
         "context_length": config.get("max_position_embeddings"),
         "vocab_size": config.get("vocab_size"),
         "licence": "unknown",
     }
+
+
+def _of_checkpoint(path: Path) -> dict[str, Any]:
+    settings = read_settings(path)
+    return {
+        "architecture": "unknown",
+        "layers": settings.get("n_layers"),
+        "dtypes": _dtypes(PtCheckpoint(path)),
+        "context_length": settings.get("context_length"),
+        "vocab_size": settings.get("vocab_size"),
+        "licence": "unknown",
+    }
+
+
+def _dtypes(weights: SafetensorsFolder | PtCheckpoint) -> Counter[str]:
+    """How many numbers are stored in each way."""
+    dtypes: Counter[str] = Counter()
+    for name, shape in weights.shapes.items():
+        dtypes[weights.dtypes[name]] += math.prod(shape)
+    return dtypes

@@ -33,7 +33,7 @@ class LayerWeights:
         qk_norm: [heads + kv_heads, head_dim], the weights of the norms that query and key heads
             pass before they are rotated, or None; the division by sqrt(head_dim) is in it.
         out: heads * head_dim -> width.
-        gate, up: width -> ffn_width.
+        gate, up: width -> ffn_width; no gate: there is none.
         down: ffn_width -> width.
     """
 
@@ -42,7 +42,7 @@ class LayerWeights:
     qk_norm: Floats | None
     out: Linear
     ffn_norm: Floats
-    gate: Linear
+    gate: Linear | None
     up: Linear
     down: Linear
 
@@ -79,7 +79,7 @@ class DecoderWeights:
             qk_norm=self._qk_norm(block) if self.config.qk_norm else None,
             out=self._fused(block, "attn_output"),
             ffn_norm=self._read(f"{block}.ffn_norm.weight"),
-            gate=self._fused(block, "ffn_gate"),
+            gate=self._fused(block, "ffn_gate") if self.config.gated else None,
             up=self._fused(block, "ffn_up"),
             down=self._fused(block, "ffn_down"),
         )

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+
+from tests.unit.models.test_pt_checkpoint import Program
 
 SPECPIPE = [sys.executable, "-c", "from specpipe.cli.main import main; main()"]
 
@@ -127,6 +130,17 @@ def test_a_corrupt_model_is_refused(tmp_path):
     (tmp_path / "bad.gguf").write_bytes(b"GGUF\x03\0\0\0" + b"\xff" * 4096)
     result = specpipe("run", "--no-draft", "--target", tmp_path / "bad.gguf", "--prompt", "Hello")
     assert_refused(result, "bad.gguf")
+
+
+def test_a_checkpoint_that_holds_a_program_is_refused_and_the_program_not_run(tmp_path):
+    proof, path = tmp_path / "it ran", tmp_path / "main_model.pt"
+    torch.save({"model_state_dict": {"rms_f.weight": Program(proof)}}, path)
+    for command in (["run", "--no-draft", "--target", path], ["models", "show", path]):
+        (tmp_path / "main_config.json").write_text("{}")
+        assert_refused(specpipe(*command), "main_model.pt", "more than tensors")
+        (tmp_path / "main_config.json").unlink()
+        assert_refused(specpipe(*command), "main_model.pt")
+    assert not proof.exists()
 
 
 def test_a_folder_without_weights_is_refused(tmp_path):

@@ -12,7 +12,7 @@ from specpipe.models.cpu.attention import attend, take_in
 from specpipe.models.cpu.barrier import wait_for_all
 from specpipe.models.cpu.compiled import compiled
 from specpipe.models.cpu.instructions import LANES
-from specpipe.models.cpu.kernels import gate, multiply_kept, normalise, share
+from specpipe.models.cpu.kernels import gate, gelu, multiply_kept, normalise, share
 from specpipe.models.cpu.state import Buffers, Cache, Floats, Layers, Matrix, Shape
 
 
@@ -58,9 +58,9 @@ def run_layers(
         wait_for_all(b.barrier, parts)
         normalise_rows(part, parts, rows, shape, b.hidden, layers.ffn_norm[layer], b.normed)
         wait_for_all(b.barrier, parts)
-        _gated(part, parts, layer, layers, shape, rows, b)
+        _inner(part, parts, layer, layers, shape, rows, b)
         wait_for_all(b.barrier, parts)
-        _add_linear(part, parts, layers.down, layer, shape.ffn_width, b.gated, rows, b)
+        _add_linear(part, parts, layers.down, layer, shape.ffn_width, b.inner, rows, b)
         wait_for_all(b.barrier, parts)
 
 
@@ -148,24 +148,25 @@ def _add_linear(
 
 
 @compiled
-def _gated(
+def _inner(
     part: int, parts: int, layer: int, layers: Layers, shape: Shape, rows: int, b: Buffers
 ) -> None:
     """This thread's share of the feed-forward layer's inner values: of gate, and the same of up."""
-    half = b.gate_up.shape[1] // 2
-    first, last = share(half // LANES, part, parts)
-    for begin in (0, half):
+    stride, size = b.gate_up.shape[1], b.inner.shape[1]
+    first, last = share(size // LANES, part, parts)
+    for begin in range(0, stride, size):
         columns = begin + first * LANES, begin + last * LANES
         multiply_kept(
-            layers.gate_up.panels[(layer * 2 * half + columns[0]) * shape.width :], shape.width,
+            layers.gate_up.panels[(layer * stride + columns[0]) * shape.width :], shape.width,
             b.normed.reshape(-1), shape.width, rows,
-            b.gate_up.reshape(-1)[columns[0] :], 2 * half, last - first, b.wide[part],
+            b.gate_up.reshape(-1)[columns[0] :], stride, last - first, b.wide[part],
         )  # fmt: skip
         _scale_and_shift(layers.gate_up, layer, rows, b.gate_up, columns[0], columns[1])
     first_column, last_column = first * LANES, min(last * LANES, shape.ffn_width)
     for row in range(rows):
-        gate(
-            b.gate_up[row, first_column:last_column],
-            b.gate_up[row, half + first_column : half + last_column],
-            b.gated[row, first_column:last_column],
-        )
+        found = b.gate_up[row, first_column:last_column]
+        out = b.inner[row, first_column:last_column]
+        if shape.gated:
+            gate(found, b.gate_up[row, size + first_column : size + last_column], out)
+        else:
+            gelu(found, out)

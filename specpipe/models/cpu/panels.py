@@ -99,7 +99,7 @@ def read_layers(weights: DecoderWeights, config: DecoderConfig, dtype: str) -> L
     mixed, half = config.heads * config.head_dim, padded(config.ffn_width)
     qkv = Panels(count, mixed + 2 * config.kv_heads * config.head_dim, width, dtype)
     out = Panels(count, width, mixed, dtype)
-    gate_up = Panels(count, 2 * half, width, dtype)
+    gate_up = Panels(count, 2 * half if config.gated else half, width, dtype)
     down = Panels(count, width, config.ffn_width, dtype)
     norms = np.empty((2, count, width), np.float32)
     turned = config.heads + config.kv_heads if config.qk_norm else 0
@@ -109,8 +109,9 @@ def read_layers(weights: DecoderWeights, config: DecoderConfig, dtype: str) -> L
         norms[:, index] = layer.attention_norm, layer.ffn_norm
         qkv.fill(index, layer.qkv)
         out.fill(index, layer.out)
-        gate_up.fill(index, layer.gate)
-        gate_up.fill(index, layer.up, half)
+        if layer.gate is not None:
+            gate_up.fill(index, layer.gate)
+        gate_up.fill(index, layer.up, 0 if layer.gate is None else half)
         down.fill(index, layer.down)
         if layer.qk_norm is not None:
             qk_norm[index] = layer.qk_norm

@@ -9,7 +9,10 @@ Floats = NDArray[np.float32]
 
 
 class Shape(NamedTuple):
-    """Sizes; `context` and `padded_head`, a head's share of the values, are multiples of 64."""
+    """Sizes; `context` and `padded_head`, a head's share of the values, are multiples of 64.
+
+    `gated`: the feed-forward layer is SwiGLU, and not GELU without a gate.
+    """
 
     heads: int
     kv_heads: int
@@ -17,6 +20,7 @@ class Shape(NamedTuple):
     padded_head: int
     width: int
     ffn_width: int
+    gated: bool
     context: int
     slots: int
     eps: float
@@ -40,7 +44,7 @@ class Layers(NamedTuple):
     """The weights of all layers; see `weights.py` for what each is.
 
     Attributes:
-        qkv, out, gate_up, down: matrices; gate's panels come before up's.
+        qkv, out, gate_up, down: matrices; gate's panels, if there are any, come before up's.
         attention_norm, ffn_norm: [layers, width].
         qk_norm: [layers, heads + kv_heads, head_dim], or [0, 0, 0].
     """
@@ -73,7 +77,7 @@ class Buffers(NamedTuple):
 
     Attributes:
         hidden: [rows, width], what goes in and comes out.
-        normed, qkv, queries, mixed, gate_up, gated, change: [rows, ...].
+        normed, qkv, queries, mixed, gate_up, inner, change: [rows, ...].
         scores, attended, wide: [threads, ...].
         barrier: int64, see barrier.py.
     """
@@ -84,7 +88,7 @@ class Buffers(NamedTuple):
     queries: Floats
     mixed: Floats
     gate_up: Floats
-    gated: Floats
+    inner: Floats
     change: Floats
     scores: Floats
     attended: Floats

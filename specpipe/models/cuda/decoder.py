@@ -121,7 +121,7 @@ class CudaDecoder(Decoder):
             None if layer.qk_norm is None else self._tensor(layer.qk_norm),
             self._matrix(layer.out),
             self._tensor(layer.ffn_norm),
-            self._matrix(layer.gate, layer.up),
+            self._matrix(*([] if layer.gate is None else [layer.gate]), layer.up),
             self._matrix(layer.down),
         )
 
@@ -216,8 +216,7 @@ class CudaDecoder(Decoder):
             mixed = self._attention(self._turned(qkv, layer.qk_norm, turns), entries, mask)
             hidden += self._linear(mixed, layer.out)
             inner = self._linear(self._norm(hidden, layer.ffn_norm), layer.gate_up)
-            gate, up = inner.chunk(2, dim=-1)
-            hidden += self._linear(functional.silu(gate) * up, layer.down)
+            hidden += self._linear(self._activated(inner), layer.down)
         self._hidden.copy_(hidden)
 
     def _head_pass(self) -> None:
@@ -228,6 +227,12 @@ class CudaDecoder(Decoder):
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return functional.rms_norm(x, x.shape[-1:], None, self.config.norm_eps) * weight
+
+    def _activated(self, inner: Tensor) -> Tensor:
+        if not self.config.gated:
+            return functional.gelu(inner)
+        gate, up = inner.chunk(2, dim=-1)
+        return functional.silu(gate) * up
 
     def _linear(self, x: Tensor, matrix: _Matrix) -> Tensor:
         return functional.linear(x.to(self._kept_as), *matrix).float()

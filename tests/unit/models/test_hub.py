@@ -13,6 +13,8 @@ from specpipe.models import download, store
 from specpipe.models.download import KNOWN_MODELS, KNOWN_PAIRS, KnownModel
 from specpipe.models.hub import is_hub_id
 from specpipe.models.store import fetch, fetch_all, resolve
+from specpipe.tokenizer import Tokenizer
+from tests.unit.models.test_pt_checkpoint import save_tokenizer
 
 COMMIT = "a" * 40
 WEIGHTS = b"GGUF, more or less" * 1000
@@ -224,3 +226,26 @@ def test_without_a_network_there_is_one_clear_line(tmp_path, monkeypatch, toy) -
 def test_paths_are_not_taken_for_ids(name, is_one) -> None:
     """A mistyped path must not become a question to the network."""
     assert is_hub_id(name) is is_one
+
+
+def test_gpt2s_tokenizer_comes_from_the_hub_where_a_folder_has_none(hub, tmp_path) -> None:
+    """Checkpoints come without; nothing else of that model is wanted."""
+    (tmp_path / "gpt2").mkdir()
+    save_tokenizer(tmp_path / "gpt2")
+    content = (tmp_path / "gpt2" / "tokenizer.json").read_bytes()
+    hub.repositories["openai-community/gpt2"] = {"tokenizer.json": content, "model.bin": b"!"}
+    tokenizer = Tokenizer.from_gpt2(tmp_path)
+    assert (tokenizer.used_size, tokenizer.stop_token_ids) == (257, (256,))
+    assert {path.rpartition("/")[2] for path in hub.asked} == {"tokenizer.json"}
+    hub.repositories.clear()
+    assert Tokenizer.from_gpt2(tmp_path).used_size == 257, "it was kept"
+    (tmp_path / "tokenizer.json").write_bytes(content.replace(b"<|endoftext|>", b"<|end|>"))
+    assert Tokenizer.from_gpt2(tmp_path).stop_token_ids == (), "the folder's own comes first"
+
+
+def test_without_gpt2s_tokenizer_the_line_says_where_to_put_it(hub, tmp_path) -> None:
+    with pytest.raises(UserError, match=r"put GPT-2's tokenizer.json there$") as error:
+        Tokenizer.from_gpt2(tmp_path)
+    missing = f"{tmp_path / 'tokenizer.json'} is missing, and we cannot fetch openai-community/gpt2"
+    assert str(error.value).startswith(missing)
+    assert "\n" not in str(error.value)
