@@ -19,6 +19,7 @@ COMMANDS = {
     "run": "Complete a prompt and stream the answer.",
     "verify": "Compare the pipeline's answers with the target's own.",
     "models": "Fetch, list, show and prune models.",
+    "distill": "Make a draft for a target.",
     "trace": "Draw what happened when in a run.",
     "bench": "Measure models on this machine.",
     "simulate": "Compare dispatch rules on modelled hardware.",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from specpipe.config import Config, ModelConfig
 from specpipe.errors import UserError
+from specpipe.models.draft_folder import is_draft_folder, target_of
 from specpipe.models.gguf_file import GGUFFile
 from specpipe.models.gguf_model import read_config
 from specpipe.models.hf_folder import read_limits
@@ -139,7 +140,7 @@ def _read(files: ModelFiles, model: ModelConfig) -> tuple[Tokenizer, int]:
         tokenizer = Tokenizer.from_folder(weights)
         context, vocab_size = read_limits(weights)
     else:
-        tokenizer, config = _read_own(weights)
+        tokenizer, config = read_model(weights)
         context, vocab_size = config.context_length, config.vocab_size
     if vocab_size is not None and tokenizer.used_size > vocab_size:
         raise UserError(
@@ -154,8 +155,14 @@ def _read(files: ModelFiles, model: ModelConfig) -> tuple[Tokenizer, int]:
     return tokenizer, context
 
 
-def _read_own(weights: Path) -> tuple[Tokenizer, DecoderConfig]:
-    """The same of a model that our own decoder runs, as the format has it."""
+def read_model(weights: Path) -> tuple[Tokenizer, DecoderConfig]:
+    """The vocabulary and the shape of a model that our own decoder runs, as the format has them.
+
+    Raises:
+        UserError: if it is broken, or can't be run.
+    """
+    if is_draft_folder(weights):
+        return read_model(target_of(weights))[0], open_model(weights).config
     if weights.is_dir():
         return Tokenizer.from_folder(weights), open_model(weights).config
     if is_checkpoint(weights):

@@ -63,9 +63,22 @@ class Judgement:
         return asdict(self)
 
 
+def make_drafters(draft: Decoder, context_length: int) -> dict[str, Sources]:
+    """What guesses beside the model alone, by the names of SOURCES.
+
+    Args:
+        draft: with one slot, which all that ask it share.
+        context_length: the target's.
+    """
+    return {
+        "ngram": Sources(None, lookup=True, context_length=context_length),
+        "hybrid": Sources(draft, lookup=True),
+    }
+
+
 def evaluate(
     target: Decoder,
-    draft: Decoder,
+    drafters: dict[str, Sources],
     tasks: Sequence[Task],
     stop_token_ids: Sequence[int],
     *,
@@ -76,7 +89,7 @@ def evaluate(
 
     Args:
         target: with AT_ONCE slots.
-        draft: with two.
+        drafters: as `make_drafters` makes them.
         tasks: what to answer.
         stop_token_ids: tokens that end an answer.
         temperature: of the answers.
@@ -96,12 +109,8 @@ def evaluate(
         yield None
     right: dict[str, list[Bools]] = {source: [] for source in SOURCES}
     confidences, rejection = [], []
-    drafters = {
-        "ngram": Sources(None, lookup=True, context_length=target.context_length),
-        "hybrid": Sources(draft, lookup=True),
-    }
     for task, sampling, answer in zip(tasks, samplings, answers, strict=True):
-        rows = _step_by_step(draft, task.prompt, answer)
+        rows = _step_by_step(drafters["hybrid"], task.prompt, answer)
         guesses = _of_model(rows, sampling, task.prompt, answer)
         confidences.append(np.array([guess.confidence for guess in guesses]))
         right["model"].append(np.array([guess.token for guess in guesses]) == answer)
@@ -174,14 +183,18 @@ def _at_once(model: Decoder, prompt: Sequence[int], answer: Sequence[int]) -> Lo
     return logits
 
 
-def _step_by_step(model: Decoder, prompt: Sequence[int], answer: Sequence[int]) -> Logits:
-    """The same of a model that must not know yet which tokens come later: see partial_head.py."""
-    slot, rows = model.open(), []
+def _step_by_step(sources: Sources, prompt: Sequence[int], answer: Sequence[int]) -> Logits:
+    """The same of a draft, which must not know yet which tokens come later: see partial_head.py."""
+    model, slots = sources.model, sources.slots
+    assert model is not None
+    assert slots is not None
+    (slot, _), rows = slots.take(prompt), []
+    model.truncate(slot, 0)
     for fed in (prompt, *([token] for token in answer[:-1])):
         logits = model.forward(slot, fed, 1)
         assert logits is not None
         rows.append(logits)
-    model.close(slot)
+    slots.give_back(slot, [*prompt, *answer[:-1]])
     return np.concatenate(rows)
 
 

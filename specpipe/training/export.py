@@ -14,17 +14,22 @@ from specpipe.models.hf_folder import CONFIG_FILE
 from specpipe.models.rotary import from_halves
 from specpipe.models.safetensors_folder import SINGLE_FILE
 from specpipe.models.shape import DecoderConfig
+from specpipe.models.source import open_model
 from specpipe.models.store import ModelFiles, read_source, write_source
 from specpipe.training.network import Network
 
 
+def draft_weights(network: Network, target: DecoderConfig) -> dict[str, NDArray[np.float32]]:
+    """What a draft does not share with its target, arranged as the target's weights are."""
+    return {
+        name: _arranged(name, parameter.detach().numpy(), target)
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad
+    }
+
+
 def write_draft(
-    folder: Path,
-    network: Network,
-    target: ModelFiles,
-    named: str,
-    arranged: DecoderConfig,
-    recipe: dict[str, Any],
+    folder: Path, network: Network, target: ModelFiles, named: str, recipe: dict[str, Any]
 ) -> None:
     """Fill a folder with a draft.
 
@@ -33,22 +38,17 @@ def write_draft(
         network: the draft.
         target: what it was made for.
         named: how to find the target: see draft_folder.py.
-        arranged: the target's shape, as its queries and keys lie.
         recipe: how it was made, for people.
     """
     config = network.config
     assert config.head_ids is not None
-    weights = {
-        name: _arranged(name, parameter.detach().numpy(), arranged).astype(np.float16)
-        for name, parameter in network.named_parameters()
-        if parameter.requires_grad
-    }
-    save_file(weights, folder / SINGLE_FILE)
-    embedding = network.token_embd.weight.detach().numpy()
+    weights = draft_weights(network, open_model(target.weights).config)
+    half = {name: weight.astype(np.float16) for name, weight in weights.items()}
+    save_file(half, folder / SINGLE_FILE)
     about = {
         "model_type": MODEL_TYPE,
         "target": named,
-        "fingerprint": fingerprint(embedding),
+        "fingerprint": fingerprint(network.token_embd.weight.detach().numpy()),
         "layers": config.layers,
         "context_length": config.context_length,
         "head_ids": list(config.head_ids),

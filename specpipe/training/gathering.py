@@ -10,13 +10,14 @@ from specpipe.models.store import ModelFiles
 from specpipe.tokenizer import Tokenizer
 from specpipe.training.frame import Frame
 from specpipe.training.scripts import Director, check_prompts
-from specpipe.training.shards import Conversation, read_shard, write_shard
+from specpipe.training.shards import Conversation, read_shard, shard_seconds, write_shard
 from specpipe.training.writing import AT_ONCE, LONGEST_REPLY, write
 
 LONGEST = 1024
 """Most tokens of a conversation."""
 
 _CONVERSATIONS = 2 * AT_ONCE  # in a shard: enough to keep a pass full for most of its time
+_MOST_SHARDS = 100_000
 _LEAST = 2  # shards: one to learn from, and one to see what was learned
 
 Told = Callable[[float, str], None]
@@ -33,6 +34,7 @@ def gather(
     dtype: str = "auto",
     device: str = "cpu",
     prompts: Sequence[str] = (),
+    seed: int = 0,
     told: Told,
 ) -> list[Path]:
     """Write shards until the time is up; those that are there already count.
@@ -41,11 +43,13 @@ def gather(
         target: whose conversations and laws are wanted.
         tokenizer: its own.
         folder: where shards lie.
-        seconds: how long to go on, from now; at least two shards are made in any case.
+        seconds: how long it may take, before an interruption and after; at least two shards are
+            made in any case.
         threads: see `load_model`, as for the next two.
         dtype: how weights are kept.
         device: where the target computes.
         prompts: what conversations begin with; left out, the target writes the user's turns too.
+        seed: of what is drawn.
         told: of the progress.
 
     Returns:
@@ -56,8 +60,8 @@ def gather(
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards = list_shards(folder)
-    begun = time.monotonic()
-    if len(shards) >= _LEAST and seconds <= 0:
+    spent = sum(map(shard_seconds, shards))
+    if len(shards) >= _LEAST and spent >= seconds:
         return shards
     model = load_model(
         target.weights,
@@ -73,15 +77,17 @@ def gather(
     director = Director(tokenizer, frame, prompts)
     for path in shards:
         _learn(director, tokenizer, frame, read_shard(path))
-    while len(shards) < _LEAST or time.monotonic() - begun < seconds:
-        scripts = director.scripts(len(shards), _CONVERSATIONS)
+    while len(shards) < _LEAST or spent < seconds:
+        begun = time.monotonic()
+        scripts = director.scripts(seed * _MOST_SHARDS + len(shards), _CONVERSATIONS)
         written: list[Conversation] = []
         for each in write(model, frame, scripts, longest):
             written.append(each)
-            share = min(1.0, (time.monotonic() - begun) / seconds) if seconds > 0 else 1.0
-            told(share, f"shard {len(shards) + 1}, conversation {len(written)}")
+            share = (spent + time.monotonic() - begun) / seconds
+            told(min(1.0, share), f"conversation {len(shards) * _CONVERSATIONS + len(written)}")
         path = folder / f"{len(shards):05}.safetensors"
-        write_shard(path, written)
+        write_shard(path, written, time.monotonic() - begun)
+        spent += time.monotonic() - begun
         shards.append(path)
         _learn(director, tokenizer, frame, written)
     return shards

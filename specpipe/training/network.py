@@ -17,7 +17,7 @@ _INITIAL_DEVIATION = 0.02
 
 
 class Block(nn.Module):
-    """Attention and a gated feed-forward layer, each behind a norm and added to what came in."""
+    """Attention and a feed-forward layer, each behind a norm and added to what came in."""
 
     attn_q: nn.Linear
     attn_k: nn.Linear
@@ -42,7 +42,9 @@ class Block(nn.Module):
         """From hidden states [sequences, tokens, width] to the next ones."""
         x = x + self._dropped(self._attend(self.attn_norm(x), turns))
         y = self.ffn_norm(x)
-        return x + self._dropped(self.ffn_down(F.silu(self.ffn_gate(y)) * self.ffn_up(y)))
+        gated = self._config.gated
+        inner = F.silu(self.ffn_gate(y)) * self.ffn_up(y) if gated else F.gelu(self.ffn_up(y))
+        return x + self._dropped(self.ffn_down(inner))
 
     def _attend(self, x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
         config = self._config

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 
 from specpipe.errors import UserError
+
+_SECONDS = "seconds"
 
 LAW_TOKENS = 32
 """How many of the likeliest tokens are kept with each that the target wrote."""
@@ -38,8 +40,8 @@ class Conversation:
     reply: int
 
 
-def write_shard(path: Path, conversations: Sequence[Conversation]) -> None:
-    """Write a shard.
+def write_shard(path: Path, conversations: Sequence[Conversation], seconds: float) -> None:
+    """Write a shard, and how long it took to make.
 
     Raises:
         UserError: if it can't be written; nothing is there then.
@@ -52,7 +54,20 @@ def write_shard(path: Path, conversations: Sequence[Conversation]) -> None:
         "lengths": np.array([len(each.tokens) for each in conversations], np.int32),
         "replies": np.array([each.reply for each in conversations], np.int32),
     }
-    write_atomically(path, save(tensors))
+    write_atomically(path, save(tensors, {_SECONDS: f"{seconds:.1f}"}))
+
+
+def shard_seconds(path: Path) -> float:
+    """How long a shard took to make.
+
+    Raises:
+        UserError: if it is none.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return float((file.metadata() or {}).get(_SECONDS, 0))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise _broken(path, error) from None
 
 
 def read_shard(path: Path) -> list[Conversation]:
@@ -76,8 +91,12 @@ def read_shard(path: Path) -> list[Conversation]:
         )
         return [Conversation(*part) for part in parts]
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is no shard of conversations ({reason:.120}): remove it") from None
+        raise _broken(path, error) from None
+
+
+def _broken(path: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(f"{path} is no shard of conversations ({reason:.120}): remove it")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

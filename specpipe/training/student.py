@@ -18,8 +18,11 @@ from specpipe.training.shards import Conversation
 
 
 def usual_layers(count: int, of: int) -> tuple[int, ...]:
-    """Which layers of a target to begin with: the first ones, and the last."""
-    return tuple(range(count)) if count >= of else (*range(count - 1), of - 1)
+    """Which layers of a target to begin with: the first ones, and as many of the last, or fewer."""
+    if count >= of:
+        return tuple(range(of))
+    last = count // 2
+    return (*range(count - last), *range(of - last, of))
 
 
 def head_ids(

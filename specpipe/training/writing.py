@@ -140,7 +140,7 @@ class _Writing:
 
 
 def _candidates(logits: Logits) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Tokens that are not negligible with their log-probabilities; first the likeliest, in order."""
+    """Tokens that are not negligible, with their log-probabilities; the likeliest first, sorted."""
     best = logits.max()
     total = np.exp(logits - best).sum(dtype=np.float64)
     ids = np.flatnonzero(logits > best + _NEGLIGIBLE)

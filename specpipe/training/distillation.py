@@ -1,0 +1,279 @@
+"""Makes a draft for a target: it writes, the draft learns, and what came of it is judged.
+
+Everything is kept in a folder beside the draft's future place until the draft is there, so each
+stage goes on where it was interrupted.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from specpipe.errors import UserError
+from specpipe.json_file import read_object
+from specpipe.models.decoder import Decoder
+from specpipe.models.loader import build, load_model
+from specpipe.models.prune import format_layers
+from specpipe.models.shape import DecoderConfig
+from specpipe.models.source import ModelSource, open_model
+from specpipe.models.store import ModelFiles, new_folder
+from specpipe.pair import read_model
+from specpipe.prompts import Question
+from specpipe.tokenizer import Tokenizer
+from specpipe.training.distilling import Lessons
+from specpipe.training.evaluation import TEMPERATURES, Judgement, Task, evaluate, make_drafters
+from specpipe.training.export import draft_weights, write_draft
+from specpipe.training.gathering import LONGEST, gather
+from specpipe.training.network import Network
+from specpipe.training.optimising import Curve, Schedule, Training
+from specpipe.training.report import Findings, write_report
+from specpipe.training.shards import Conversation, read_shard, write_atomically
+from specpipe.training.student import coverage, head_ids, make_student, usual_layers
+from specpipe.training.worth import Times, expect, time_pair
+from specpipe.training.writing import AT_ONCE
+
+StageTold = Callable[[str, float, str], None]
+"""Called with a stage's name, the share of it that is done, and a line about it."""
+
+WORK_PREFIX = ".distill-"
+_WRITING, _LEARNING = 0.45, 0.5  # shares of the time
+_STEPS_A_PASS = 12  # guesses in the time of a pass: fewer cost more than they bring
+_HELD_OUT = 24  # conversations: enough to see a curve
+_LOOK_EVERY = 50  # steps
+_CONTEXT = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a draft is made by.
+
+    Attributes:
+        hours: of work, those before an interruption included.
+        layers: the target's, to begin with; None: as many as are worth their time.
+        head_tokens: how many tokens the head covers.
+        learning_rate: the highest.
+        seed: of all that is drawn.
+        threads: cores that compute.
+        prompts: what conversations begin with; none: the target writes the user's turns too.
+    """
+
+    hours: float
+    layers: tuple[int, ...] | None = None
+    head_tokens: int = 8192
+    learning_rate: float = 2e-3
+    seed: int = 0
+    threads: int = 1
+    prompts: tuple[str, ...] = ()
+
+
+class Distillation:
+    """One draft in the making.
+
+    Args:
+        target: that it is for.
+        folder: the draft's, which is not there yet.
+        recipe: how to make it; that of an earlier start, apart from hours and threads.
+        questions: prompts to judge it by, which it does not learn from.
+        told: of the progress.
+
+    Raises:
+        UserError: if the recipe is another one than before, or the folder is there.
+    """
+
+    def __init__(
+        self,
+        target: ModelFiles,
+        folder: Path,
+        recipe: Recipe,
+        questions: Sequence[Question],
+        *,
+        told: StageTold,
+    ) -> None:
+        if folder.exists():
+            raise UserError(f"{folder} exists already: remove it first, or choose another name")
+        self.target, self.folder, self._told = target, folder, told
+        self.tokenizer, self.config = read_model(target.weights)
+        worthwhile = worthwhile_layers(self.config, recipe.head_tokens)
+        self.layers = recipe.layers or usual_layers(worthwhile, self.config.layers)
+        self.recipe, self._questions = recipe, questions
+        self.work = folder.with_name(f"{WORK_PREFIX}{folder.name}")
+        self.work.mkdir(parents=True, exist_ok=True)
+        self._remember_recipe()
+
+    def run(self) -> Findings:
+        """All stages; at the end the draft is in its folder.
+
+        Raises:
+            UserError: as the stages do.
+        """
+        torch.set_num_threads(self.recipe.threads)
+        data = self._gathered()
+        # The last shard is about no earlier text that was learned from without being in it.
+        held_out, lessons = data[-1], [each for shard in data[:-1] for each in shard]
+        always, usable = self.tokenizer.stop_token_ids, self.tokenizer.used_size
+        ids = head_ids(lessons, self.recipe.head_tokens, usable, always)
+        source = open_model(self.target.weights)
+        network = make_student(source, self.layers, ids, _CONTEXT)
+        curve = self._learned(network, lessons, held_out)
+        judgements, times = self._judged(_decoder(network, source, usable))
+        findings = Findings(
+            target=self.target.name,
+            draft=self.folder.name,
+            recipe=self._for_people(),
+            conversations=sum(map(len, data)),
+            written=int(sum(each.written.sum() for shard in data for each in shard)),
+            coverage=coverage(held_out, ids),
+            parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
+            curve=curve,
+            judgements=judgements,
+            times=times,
+            expected={
+                temperature: {
+                    source: expect(times, alpha) for source, alpha in judged.acceptance.items()
+                }
+                for temperature, judged in judgements.items()
+            },
+        )
+        self._publish(network, findings)
+        return findings
+
+    # -- stages
+
+    def _gathered(self) -> list[list[Conversation]]:
+        """What the target writes."""
+        shards = gather(
+            self.target,
+            self.tokenizer,
+            self.work / "data",
+            seconds=self.recipe.hours * 3600 * _WRITING,
+            threads=self.recipe.threads,
+            prompts=self.recipe.prompts,
+            seed=self.recipe.seed,
+            told=partial(self._told, "writing"),
+        )
+        return [read_shard(path) for path in shards]
+
+    def _learned(
+        self, network: Network, data: Sequence[Conversation], held_out: Sequence[Conversation]
+    ) -> Curve:
+        """Train the network."""
+        assert network.config.head_ids is not None
+        ids, size = network.config.head_ids, network.config.vocab_size
+        lessons = Lessons(data, ids, size, self.recipe.seed)
+        unseen = Lessons(held_out[:_HELD_OUT], ids, size)
+        seconds = self.recipe.hours * 3600 * _LEARNING
+        training = Training(
+            network,
+            Schedule(None, seconds, self.recipe.learning_rate, shape="linear"),
+            self.work / "checkpoint.pt",
+            slower=("head.",),
+            every=_LOOK_EVERY,
+        )
+        training.run(
+            partial(lessons.loss, network),
+            partial(unseen.mean_loss, network),
+            partial(self._told, "learning"),
+        )
+        return training.curve
+
+    def _judged(self, draft: Decoder) -> tuple[dict[float, Judgement], Times]:
+        """How often the draft is right on prompts that it never saw, and how long a step takes."""
+        target = load_model(
+            self.target.weights,
+            threads=max(1, self.recipe.threads - 1),  # as in a pipeline: the draft has one core
+            num_slots=AT_ONCE,
+            output_size=self.tokenizer.used_size,
+            context_length=min(LONGEST, self.config.context_length),
+        )
+        tasks = [
+            Task(_encoded(self.tokenizer, each.text), each.category) for each in self._questions
+        ]
+        stops, parts = self.tokenizer.stop_token_ids, len(tasks) + 1
+        times = time_pair(target, draft)
+        drafters, found = make_drafters(draft, target.context_length), {}
+        for number, temperature in enumerate(TEMPERATURES):
+            work = evaluate(target, drafters, tasks, stops, temperature=temperature)
+            for part, judgement in enumerate(work, number * parts):
+                share = min(1.0, part / (parts * len(TEMPERATURES)))
+                self._told("judging", share, f"answers at temperature {temperature:g}")
+                if judgement is not None:
+                    found[temperature] = judgement
+        return found, times
+
+    def _publish(self, network: Network, findings: Findings) -> None:
+        """Put the draft and the report in their place, and remove what was kept on the way."""
+        beside = (self.folder.parent / self.target.name).resolve() == self.target.folder.resolve()
+        named = self.target.name if beside else str(self.target.weights.resolve())
+        with new_folder(self.folder) as unfinished:
+            write_draft(unfinished, network, self.target, named, findings.recipe)
+            write_report(unfinished, findings)
+        shutil.rmtree(self.work)
+
+    # -- details
+
+    def _for_people(self) -> dict[str, Any]:
+        """The recipe as `source.json` and the report have it."""
+        values = asdict(self.recipe) | {"layers": format_layers(self.layers)}
+        values["prompts"] = len(self.recipe.prompts) or "written by the target"
+        return values
+
+    def _remember_recipe(self) -> None:
+        """Hold what is asked for against what an interrupted run was asked for.
+
+        Raises:
+            UserError: if they differ in what can't change on the way.
+        """
+        fixed = self._for_people() | {
+            "target": self.target.name,
+            "prompts": list(self.recipe.prompts),
+        }
+        fixed = {name: fixed[name] for name in fixed if name not in ("hours", "threads")}
+        path = self.work / "recipe.json"
+        if not path.exists():
+            write_atomically(path, json.dumps(fixed).encode())
+            return
+        before = read_object(path)
+        for name, value in fixed.items():
+            if before.get(name) != value:
+                raise UserError(
+                    f"{name} is {value!r:.60}, and {self.work} holds a distillation with "
+                    f"{before.get(name)!r:.60}: ask for the same, or remove that folder"
+                )
+
+
+def worthwhile_layers(config: DecoderConfig, head_tokens: int) -> int:
+    """So many layers that a guess takes about a twelfth of what the target's pass takes.
+
+    Both read their weights, and on a CPU the draft's are kept in half the bytes.
+    """
+    layer = sum(outputs * inputs for outputs, inputs in config.matrices().values())
+    whole = config.layers * layer + config.vocab_size * config.width
+    room = 2 * whole / _STEPS_A_PASS - min(head_tokens, config.vocab_size) * config.width
+    return max(min(2, config.layers), min(config.layers // 2, round(room / layer)))
+
+
+def _encoded(tokenizer: Tokenizer, text: str) -> list[int]:
+    if not tokenizer.has_chat_template:
+        return tokenizer.encode(text)
+    return tokenizer.encode_chat([{"role": "user", "content": text}])
+
+
+def _decoder(network: Network, target: ModelSource, output_size: int) -> Decoder:
+    """The draft as it runs on a CPU, with one slot."""
+    own = draft_weights(network, target.config)
+    config = replace(
+        target.config,
+        layers=network.config.layers,
+        head_ids=network.config.head_ids,
+        context_length=min(LONGEST, target.config.context_length),
+        output_size=output_size,
+    )
+    source = ModelSource(
+        config, lambda name: own[name].copy() if name in own else target.read(name)
+    )
+    return build(config, source, dtype="int8")
