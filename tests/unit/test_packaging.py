@@ -108,7 +108,8 @@ def wheel(checkout: Path) -> dict[str, bytes]:
 def test_the_wheel_is_the_package_and_nothing_else(wheel: dict[str, bytes]) -> None:
     """A package called `cli` or `tests` would land in everybody's site-packages."""
     assert {name.split("/")[0] for name in wheel} == {"specpipe", DIST_INFO}
-    expected = {str(path.relative_to(ROOT)) for path in MODULES.values()} | {"specpipe/py.typed"}
+    expected = {str(path.relative_to(ROOT)) for path in MODULES.values()}
+    expected |= {"specpipe/py.typed", "specpipe/bench/prompts.jsonl"}
     assert {name for name in wheel if name.startswith("specpipe/")} == expected
     assert {"specpipe/actors/__init__.py", "specpipe/cli/__init__.py"} <= expected
 
