@@ -12,34 +12,38 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from specpipe.bench.estimates import Estimate, by_prompt, estimate
+from specpipe.bench.estimates import FEWEST, Comparison, Estimate, by_prompt, estimate
 from specpipe.bench.journal import difference
 from specpipe.bench.report import NAMES, markdown
 from specpipe.bench.results import FORMAT, VERSION, Results
 from specpipe.bench.scenarios import RIVALS
 from specpipe.errors import UserError
 
+_TOLD: dict[Comparison, str] = {
+    "faster": "higher",
+    "slower": "lower",
+    "neither": "within noise",
+}
 _WANTED = "name a results.json that `specpipe bench` wrote, or its folder"
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """How a figure changed: `ratio` of new by old; `prompts` it rests on."""
+    """How a figure changed: the ratio of new by old."""
 
     name: str
     ratio: Estimate
-    prompts: int
 
     @property
     def told(self) -> str:
-        """One word or two."""
-        return {"faster": "higher", "slower": "lower", "neither": "within noise"}[
-            self.ratio.against_one
-        ]
+        """A few words."""
+        if self.ratio.prompts < FEWEST:
+            return "too few prompts"
+        return _TOLD[self.ratio.against_one]
 
     def figures(self) -> dict[str, Any]:
         """As plain values for JSON."""
-        return {"name": self.name, "told": self.told, "prompts": self.prompts} | asdict(self.ratio)
+        return {"name": self.name, "told": self.told} | asdict(self.ratio)
 
 
 def read_results(path: Path) -> Results:
@@ -93,7 +97,8 @@ def compare(old: Results, new: Results) -> list[Change]:
 def table(changes: list[Change]) -> str:
     """One line a change."""
     rows = [
-        [change.name, str(change.ratio), str(change.prompts), change.told] for change in changes
+        [change.name, str(change.ratio), str(change.ratio.prompts), change.told]
+        for change in changes
     ]
     return markdown(("what", "new by old", "prompts", "told"), rows)
 
@@ -117,7 +122,7 @@ def remarks(old: Results, new: Results) -> list[str]:
 
 def _change(name: str, old: Mapping[str, float], new: Mapping[str, float]) -> Change | None:
     common = [new[prompt] / old[prompt] for prompt in old if prompt in new]
-    return Change(name, estimate(common), len(common)) if common else None
+    return Change(name, estimate(common)) if common else None
 
 
 def _speeds(results: Results) -> dict[str, dict[str, float]]:

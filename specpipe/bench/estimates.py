@@ -17,25 +17,27 @@ FEWEST = 6
 """Prompts below which an interval says little."""
 
 Comparison = Literal["faster", "slower", "neither"]
+"""What a ratio of speeds shows beyond noise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A median over prompts, and the ends of its 95 % interval."""
+    """A median over so many prompts, and the ends of its 95 % interval."""
 
     value: float
     low: float
     high: float
+    prompts: int
 
     def __str__(self) -> str:
         return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
 
     @property
     def against_one(self) -> Comparison:
-        """Of a ratio of speeds: what it shows beyond doubt."""
-        if self.low > 1:
+        """Of a ratio of speeds: what it shows; of few prompts, nothing."""
+        if self.prompts >= FEWEST and self.low > 1:
             return "faster"
-        return "slower" if self.high < 1 else "neither"
+        return "slower" if self.prompts >= FEWEST and self.high < 1 else "neither"
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -44,7 +46,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     drawn = np.random.default_rng(0).integers(len(array), size=(DRAWS, len(array)))
     medians = np.median(array[drawn], axis=1)
     low, high = np.quantile(medians, (0.025, 0.975))
-    return Estimate(float(np.median(array)), float(low), float(high))
+    return Estimate(float(np.median(array)), float(low), float(high), len(array))
 
 
 def by_prompt(values: Mapping[tuple[int, int], float]) -> dict[int, float]:

@@ -47,7 +47,7 @@ def draw_all(results: Results, folder: Path) -> list[str]:
 def _throughput(axes: "Axes", results: Results) -> bool:
     found = results["scenarios"] | results["peers"]
     for place, (name, each) in enumerate(found.items()):
-        speed = Estimate(each["tokens_per_second"], *each["tokens_per_second_interval"])
+        speed = Estimate(**each["tokens_per_second_estimate"])
         _bar(axes, (place, 0.6), speed, _COLOURS.get(name, "tab:purple"))
     labels = [_label(name, each) for name, each in found.items()]
     axes.set_xticks(range(len(found)), labels, fontsize=8)
@@ -109,6 +109,7 @@ def _lengths(axes: "Axes", results: Results) -> bool:
             told = f"{name}: {NAMES[name]}" + (f", {each['way']}" if name == "C" else "")
             axes.axhline(speed, linestyle=style, color=_COLOURS[name], label=told)
     axes.set(xlabel="guesses a block", ylabel="tokens per second")
+    axes.set_xticks(sorted({int(each) for found in results["lengths"].values() for each in found}))
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
     return bool(results["lengths"])

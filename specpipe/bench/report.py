@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from specpipe.bench.estimates import FEWEST, Estimate
+from specpipe.bench.estimates import FEWEST
 from specpipe.bench.results import Results
 from specpipe.bench.scenarios import RIVALS
 
@@ -15,7 +15,11 @@ NAMES = {
     "S": "ordinary speculative decoding",
     "S_all": "ordinary, all devices",
 }
-_SHOWN = {"faster": "faster than", "slower": "SLOWER than", "neither": "not told apart from"}
+_SHOWN = {
+    "faster": "The pipeline is faster than all its rivals",
+    "slower": "The pipeline is SLOWER than its strongest rival",
+    "neither": "The pipeline and its strongest rival are not told apart",
+}
 PICTURES = {
     "throughput.png": "Tokens per second, with 95 % intervals",
     "categories.png": "The pipeline's speed by that of its rivals, by kind of task",
@@ -30,10 +34,10 @@ def verdict(results: Results) -> str:
     found = results["headline"]
     if found is None:
         return "The pipeline was not held against anything: C and a rival must be among scenarios."
-    ratio = Estimate(found["value"], found["low"], found["high"])
     rival = _name(found["against"], results["scenarios"][found["against"]])
-    line = f"At worst the pipeline is {_SHOWN[found['shows']]} its rivals: {ratio} times {rival}."
-    return line + ("" if results["prompts"] >= FEWEST else " So few prompts show little.")
+    ratio = f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+    line = f"{_SHOWN[found['shows']]}: {ratio} times the speed of {rival}."
+    return line + ("" if results["prompts"] >= FEWEST else " So few prompts show nothing.")
 
 
 def agreement(results: Results) -> str:
@@ -64,8 +68,8 @@ def table(results: Results) -> str:
         rows.append(
             [
                 _name(name, found),
-                _estimate(_throughput(found), 1),
-                _estimate(Estimate(**ratio), 2) if ratio else "",
+                _estimate(found["tokens_per_second_estimate"], 1),
+                _estimate(ratio, 2) if ratio else "",
                 *(_milliseconds(found[f"{key}_s"]) for key in _TIMES),
                 _share(found["acceptance_rate"]),
                 _number(found["mean_acceptance_length"]),
@@ -107,7 +111,7 @@ def categories(results: Results) -> str:
     head = ("kind of task", "prompts", *(f"C by {rival}" for rival in rivals))
     rows = []
     for kind, found in results["categories"].items():
-        ratios = [Estimate(**found[f"speedup_vs_{rival}"]) for rival in rivals]
+        ratios = [found[f"speedup_vs_{rival}"] for rival in rivals]
         rows.append([kind, str(found["prompts"]), *(_estimate(ratio, 2) for ratio in ratios)])
     return markdown(head, rows)
 
@@ -119,7 +123,7 @@ def lengths(results: Results) -> str:
     rows = []
     for scenario, by_length in found.items():
         cells = [by_length.get(str(length)) for length in tried]
-        rows.append([NAMES[scenario], *(_estimate(Estimate(**c), 1) if c else "" for c in cells)])
+        rows.append([NAMES[scenario], *(_estimate(cell, 1) if cell else "" for cell in cells)])
     return markdown(("guesses a block", *map(str, tried)), rows)
 
 
@@ -138,8 +142,9 @@ def document(results: Results, pictures: Sequence[str]) -> str:
         "## Speed",
         "*C by this*: the median over prompts of the pipeline's tokens per second by this "
         "scenario's, with a 95 % bootstrap interval. Times are medians, in milliseconds; *first "
-        "token* and *latency* include the reading of the prompt. S counts by its best number of "
-        "guesses a block, chosen after the fact.",
+        "token* and *latency* include the reading of the prompt, and so does *overlap*: both "
+        "models read it at once. S counts by its best number of guesses a block, chosen after the "
+        "fact.",
         table(results),
         "## What it is paid with",
         costs(results),
@@ -164,7 +169,7 @@ def _about(machine: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
         f"- {settings['prompts']} prompts from {settings['source']}, up to "
         f"{settings['sampling']['max_tokens']} tokens, temperature "
         f"{settings['sampling']['temperature']:g}, acceptance {settings['acceptance']}, "
-        f"{settings['repeats']} repeats, each with fresh processes",
+        f"each answer timed {settings['repeats']} times, each time with fresh processes",
     ]
     lines += [f"- {name} was left out: {why}" for name, why in settings["left_out"].items()]
     return "\n".join(lines)
@@ -188,12 +193,9 @@ def _name(name: str, found: Mapping[str, Any]) -> str:
     return told if found.get("length") is None else f"{told}, γ = {found['length']}"
 
 
-def _throughput(found: Mapping[str, Any]) -> Estimate:
-    return Estimate(found["tokens_per_second"], *found["tokens_per_second_interval"])
-
-
-def _estimate(found: Estimate, digits: int) -> str:
-    return f"{found.value:.{digits}f} ({found.low:.{digits}f}–{found.high:.{digits}f})"
+def _estimate(found: Mapping[str, float], digits: int) -> str:
+    value, low, high = (f"{found[name]:.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value} ({low}–{high})"
 
 
 def _milliseconds(seconds: float | None) -> str:

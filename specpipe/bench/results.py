@@ -15,8 +15,8 @@
 | `differing` | the numbers of the others, from 0 |
 | `measurements` | everything that was measured, one by one (see measurement.py) |
 
-An estimate is `{"value", "low", "high"}`: a median over prompts and its 95 % interval. Times are
-seconds. What has no meaning, such as the acceptance of a target alone, is null.
+An estimate is `{"value", "low", "high", "prompts"}`: a median over so many prompts and its 95 %
+interval. Times are seconds. What has no meaning, such as the acceptance of a target alone, is null.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,11 +57,12 @@ def summarise(
     found = _Found(contenders, kept)
     best = found.best()
     everything = range(len(questions))
+    others = [name for name in best if name not in SCENARIOS]
     scenarios = {name: found.scenario(best[name]) for name in SCENARIOS if name in best}
     if "C" in best:
-        speedups = found.speedups(best, everything)
+        speedups = found.speedups(best, everything, (*RIVALS, *others))
         scenarios["C"] |= {f"speedup_vs_{rival}": asdict(each) for rival, each in speedups.items()}
-    peers = {name: found.scenario(one) for name, one in best.items() if name not in SCENARIOS}
+    peers = {name: found.scenario(best[name]) for name in others}
     same = found.agreement(everything) if comparable else None
     return {
         "format": FORMAT,
@@ -144,10 +145,12 @@ class _Found:
                 by_length[str(contender.length)] = asdict(self.throughput(name))
         return found
 
-    def speedups(self, best: Mapping[str, str], prompts: Iterable[int]) -> dict[str, Estimate]:
+    def speedups(
+        self, best: Mapping[str, str], prompts: Iterable[int], rivals: Sequence[str] = RIVALS
+    ) -> dict[str, Estimate]:
         """The pipeline's speed by that of each rival, over some prompts."""
         wanted, found = set(prompts), {}
-        for rival in RIVALS:
+        for rival in rivals:
             if rival in best:
                 each = ratios(self.speeds(best["C"]), self.speeds(best[rival]))
                 chosen = [ratio for prompt, ratio in each.items() if prompt in wanted]
@@ -193,10 +196,10 @@ def _scenario(contender: Contender, throughput: Estimate, figures: Sequence[Figu
         )
 
     tokens, drafted = total("tokens"), total("drafted")
-    speculates = drafted > 0
+    speculates = contender.scenario in {"C", "S", "S_all"}
     return {
         "tokens_per_second": throughput.value,
-        "tokens_per_second_interval": [throughput.low, throughput.high],
+        "tokens_per_second_estimate": asdict(throughput),
         "way": contender.way,
         "length": contender.length,
         "tokens": int(tokens),
