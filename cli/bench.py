@@ -79,7 +79,7 @@ _SAY_EVERY_S = 20.0
 )
 @click.pass_context
 def bench(context: click.Context, /, **options: Any) -> None:
-    r"""Measure the pipeline against its target alone and ordinary speculative decoding.
+    """Measure the pipeline against its target alone and ordinary speculative decoding.
 
     \b
     A      the target alone, on its own device
@@ -93,7 +93,7 @@ def bench(context: click.Context, /, **options: Any) -> None:
     by the worst of its four ratios. Let the machine be idle.
 
     Example: specpipe bench --num-prompts 6 --repeat 1 --output-dir first-look
-    """
+    """  # noqa: D301 (click's own sign for a paragraph that is to stay as it is)
     if context.invoked_subcommand is not None:
         _refuse_options(context)
         return

@@ -20,7 +20,7 @@ from specpipe.recording import Recording, read_recording
 from specpipe.sampling import SamplingParams
 from specpipe.simulated_workers import Hardware
 
-_POLICIES = ("take_all", "pearl:8")
+_POLICIES = ("take_all", "pearl:4", "pearl:8")
 """What the pairs are tried with: small blocks and large ones, the draft at work all the while."""
 
 _ROWS = (1, 2, 4, 8)
