@@ -28,13 +28,23 @@ def start(smollm2, folder, *flags):
     )
 
 
-def test_all_scenarios_after_an_interruption(smollm2, smollm2_pruned, tmp_path, capsys):
+FEW = ("--num-prompts", 2, "--max-tokens", 8, "--repeat", 1, "--lengths", 3)
+
+
+def finish(process):
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    return out, err
+
+
+def test_all_scenarios_and_going_on_after_an_interruption(
+    smollm2, smollm2_pruned, tmp_path, capsys
+):
     """Figures that programs miss; an hour of work that begins anew; speed by another output."""
     folder = tmp_path / "out"
-    flags = ("--num-prompts", 2, "--max-tokens", 8, "--repeat", 1, "--lengths", 3)
-    process = start(smollm2, folder, *flags)
     journal = folder / NAME
-    while not journal.exists() or journal.read_text().count("\n") < 3:
+    process = start(smollm2, folder, *FEW)
+    while not (journal.exists() and journal.read_text()):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
@@ -42,16 +52,10 @@ def test_all_scenarios_after_an_interruption(smollm2, smollm2_pruned, tmp_path, 
     assert process.returncode == 130, err
     assert "Traceback" not in err
     assert f"go on with --output-dir {folder}" in err
-    before = journal.read_text()
 
-    process = start(smollm2, folder, *flags)
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
-    assert f"going on after {before.count(chr(10)) - 1} of 12 measurements" in err
-    after = journal.read_text()
-    assert after.startswith(before)
-    assert after.count("\n") == 1 + 12
-
+    out, _ = finish(start(smollm2, folder, *FEW))
+    lines = journal.read_text().splitlines(keepends=True)
+    assert len(lines) == 1 + 12
     last = json.loads(out.splitlines()[-1])
     assert (last["identical"], last["prompts"], last["peers"]) == (2, 2, {})
     assert set(last["scenarios"]) == set(SCENARIOS)
@@ -65,6 +69,15 @@ def test_all_scenarios_after_an_interruption(smollm2, smollm2_pruned, tmp_path, 
     assert last["acceptance_rate"] is None or 0 <= last["acceptance_rate"] <= 1
     assert "The same tokens from all of A, C and S on 2 of 2 prompts." in out
     assert {"results.json", "report.md", "trace.json", *PICTURES} < set(os.listdir(folder))
+
+    # As if it had been killed in the middle of writing the last measurement of A.
+    kept = [line for line in lines if json.loads(line).get("contender") != "A"]
+    journal.write_text("".join(kept) + '{"contender": "A", "prom')
+    _, err = finish(start(smollm2, folder, *FEW))
+    assert "going on after 10 of 12 measurements" in err
+    assert "starting pair" not in err, "what is needed no more is started all the same"
+    assert journal.read_text().startswith("".join(kept))
+    assert journal.read_text().count("\n") == 1 + 12
 
     cli.main(["bench", "compare", str(folder), str(folder), "--json"], standalone_mode=False)
     changes = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -2,9 +2,19 @@
 
 import random
 
+import pytest
+
+from specpipe.bench import advice
 from specpipe.bench.advice import Alone, Tried, advise, expect, figures, table
 from specpipe.config import Config
 from specpipe.recording import Recording
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How exactly it is simulated is not the matter here."""
+    monkeypatch.setattr(advice, "_TOKENS", 1400)
+
 
 CONFIG = Config().override(draft={"device": "cpu:0"}, target={"device": "cpu:1"})
 PASSES = ((1, 0.020), (2, 0.021), (9, 0.030))
