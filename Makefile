@@ -17,7 +17,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MODELS := saved_models/smollm2/source.json saved_models/smollm2-pruned/source.json
 
-.PHONY: run test test-slow test-gpu measure measure-drafters measure-peers verify simulate-grid check clean
+.PHONY: run test test-slow test-gpu measure measure-drafters measure-peers bench verify simulate-grid \
+	check clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # one pip at a time
 
@@ -44,6 +45,11 @@ measure-drafters: $(VENV)/.test $(MODELS)
 measure-peers: $(VENV)/.test $(MODELS)
 	$(PIP) install --editable ".[dev,peers]"
 	$(BIN)/python -m tests.measure_peers
+
+# Long, on an idle machine; the same command goes on where it was interrupted. To measure anew, remove
+# docs/bench/measurements.jsonl.
+bench: $(VENV)/.run $(MODELS)
+	$(BIN)/specpipe bench --output-dir docs/bench
 
 # Hours; the same command goes on where it was interrupted.
 verify: $(VENV)/.run $(MODELS)

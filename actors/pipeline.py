@@ -15,9 +15,10 @@ from specpipe.channel import socket_directory
 from specpipe.completion import Completion
 from specpipe.config import Config
 from specpipe.devices import place
-from specpipe.errors import SpecpipeError
+from specpipe.dispatch import make_policy, takes_turns
+from specpipe.errors import SpecpipeError, UserError
 from specpipe.hub_client import HubClient
-from specpipe.messages import Finish, Origin, Ready, Role, Submit, Tokens, Vocabulary
+from specpipe.messages import Finish, Origin, Ready, Role, Submit, Tokens, UsePolicy, Vocabulary
 from specpipe.new_file import new_file
 from specpipe.pair import ModelPair, Prompt
 from specpipe.sampling import MAX_SEED, Sampling, SamplingParams, TokenLogprobs
@@ -131,6 +132,7 @@ class Pipeline:
         self.pair = pair
         self._resources = ExitStack()
         self._requests = itertools.count(1)
+        self._taking_turns = False
         self._hub: HubClient
         self._supervisor: Supervisor
 
@@ -161,7 +163,9 @@ class Pipeline:
             config.target.device,
             gpus=gpu_count(),
             draft_computes=pair.draft is not None,
+            taking_turns=takes_turns(config.pipeline.policy),
         )
+        self._taking_turns = pair.draft is not None and placement.shares_cores
         directory = self._resources.enter_context(socket_directory())
         self._hub = HubClient(
             directory,
@@ -171,6 +175,7 @@ class Pipeline:
                 "lookahead": config.pipeline.lookahead,
                 "prefill_chunk": config.pipeline.prefill_chunk,
                 "wait_timeout_s": config.pipeline.wait_timeout_s,
+                "taking_turns": self._taking_turns,
                 "record": config.pipeline.record
                 and new_file(config.pipeline.record, "a recording"),
                 "trace": config.pipeline.trace and new_file(config.pipeline.trace, "a trace"),
@@ -190,6 +195,18 @@ class Pipeline:
     def workers(self) -> dict[Role, Ready]:
         """What each worker reported of itself, its device and cores included."""
         return self._supervisor.workers
+
+    def use_policy(self, name: str) -> None:
+        """Go by another dispatch rule from now on; each keeps what it has learned for its return.
+
+        Raises:
+            UserError: if there is none of this name, or the models share cores and it would let
+                them work at the same time.
+        """
+        make_policy(name)
+        if self._taking_turns and not takes_turns(name):
+            raise UserError(f"draft and target share cores, and the policy {name} lets both work")
+        self._hub.post(UsePolicy(name))
 
     def close(self) -> None:
         """End the workers, close the sockets, remove the files; end Ray if we started it."""

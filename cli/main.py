@@ -21,7 +21,7 @@ COMMANDS = {
     "models": "Fetch, list, show and prune models.",
     "distill": "Make a draft for a target.",
     "trace": "Draw what happened when in a run.",
-    "bench": "Measure models on this machine.",
+    "bench": "Measure the pipeline, and pairs and models, on this machine.",
     "simulate": "Compare dispatch rules on modelled hardware.",
     "doctor": "Say what there is to work with, and test it.",
     "completion": "Print what makes a shell complete our commands.",

@@ -73,7 +73,7 @@ def pipeline_options(command: _Command) -> _Command:
 
 def sampling_options(command: _Command) -> _Command:
     """Flags about what is asked of an answer."""
-    return cast("_Command", _ASKED(command))
+    return cast("_Command", asked_options(_SAMPLING.max_tokens)(command))
 
 
 _PIPELINE = (
@@ -174,9 +174,7 @@ _PIPELINE = (
     ),
 )
 
-_ASKED = grouped(
-    "Sampling",
-    option("--max-tokens", type=int, help="Most tokens to write.", usual=_SAMPLING.max_tokens),
+_LAW = (
     option("--temperature", type=float, help="0 is greedy.", usual=_SAMPLING.temperature),
     option("--top-k", type=int, help="Keep the k likeliest; 0 keeps all.", usual=_SAMPLING.top_k),
     option("--top-p", type=float, help="Keep the likeliest that reach p.", usual=_SAMPLING.top_p),
@@ -219,6 +217,13 @@ _ASKED = grouped(
     ),
     option("--ignore-eos", is_flag=True, default=None, help="Write on past the end of text."),
 )
+
+
+def asked_options(max_tokens: int) -> Decorator[Any]:
+    """Flags about what is asked of an answer, where so many tokens are usual."""
+    most = option("--max-tokens", type=int, help="Most tokens to write.", usual=max_tokens)
+    return grouped("Sampling", most, *_LAW)
+
 
 _SAMPLING_NAMES = (
     *("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"),

@@ -76,24 +76,30 @@ class Channel:
         """For a poller."""
         return self._socket
 
-    def send(self, message: Message) -> bool:
-        """Send without waiting; False if the other end is gone or doesn't keep up."""
+    def send(self, message: Message) -> int:
+        """Send without waiting; returns how many bytes: 0 if the other end is gone or too slow."""
+        data = encode(message)
         try:
-            self._socket.send(encode(message), zmq.NOBLOCK)
+            self._socket.send(data, zmq.NOBLOCK)
         except zmq.Again:
-            return False
-        return True
+            return 0
+        return len(data)
 
     def receive(self, timeout_s: float | None = 0.0) -> list[Message]:
         """All messages that have arrived, after waiting up to `timeout_s` for the first.
 
         None waits without end. The list is empty when the time is over.
         """
-        messages: list[Message] = []
+        return [message for message, _ in self.receive_sized(timeout_s)]
+
+    def receive_sized(self, timeout_s: float | None = 0.0) -> list[tuple[Message, int]]:
+        """As `receive`, each message with its bytes on the wire."""
+        messages: list[tuple[Message, int]] = []
         if self._socket.poll(None if timeout_s is None else int(timeout_s * 1000)):
             while True:
                 try:
-                    messages.append(decode(self._socket.recv(zmq.NOBLOCK)))
+                    data = self._socket.recv(zmq.NOBLOCK)
+                    messages.append((decode(data), len(data)))
                 except ProtocolError:
                     self.malformed += 1
                 except zmq.Again:

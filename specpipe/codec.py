@@ -38,13 +38,14 @@ from specpipe.messages import (
     Shutdown,
     Submit,
     Tokens,
+    UsePolicy,
     Verdict,
     Vocabulary,
 )
 from specpipe.metrics import RequestMetrics, SourceCounts, Spans
 from specpipe.sampling import GuessLaw, Sampling, TokenLogprobs
 
-VERSION = 4
+VERSION = 5
 MAX_MESSAGE_BYTES = 16 * 2**20
 MAX_ITEMS = 2**21
 MAX_INT = 2**63 - 1
@@ -74,6 +75,7 @@ _TYPES: tuple[type[Message], ...] = (
     Finish,
     Vocabulary,
     Computing,
+    UsePolicy,
 )
 _RECORDS = (
     Sampling,

@@ -49,6 +49,9 @@ class Coordinator:
         lookahead: most drafted tokens ahead of the committed ones.
         prefill_chunk: most tokens fed by one extend that judges nothing.
         wait_timeout_s: how long to wait for a promised draft token.
+        taking_turns: the models share their cores: the draft reads a prompt once the target has
+            read it, and the target rests meanwhile. Nothing else is done for it: the policy must
+            be one that takes turns.
         observers: hear what the policy hears.
     """
 
@@ -59,15 +62,17 @@ class Coordinator:
         lookahead: int = 64,
         prefill_chunk: int = 256,
         wait_timeout_s: float = 1.0,
+        taking_turns: bool = False,
         observers: Sequence[Observer] = (),
     ) -> None:
         self.sequences: dict[int, SequenceState] = {}
         self.workers: dict[Role, WorkerState] = {"draft": WorkerState(), "target": WorkerState()}
-        self._policy = policy
-        self._observation = Observation((policy, *observers))
+        self._observers = tuple(observers)
+        self.use_policy(policy)
         self._lookahead = lookahead
         self._prefill_chunk = prefill_chunk
         self._wait_timeout_s = wait_timeout_s
+        self._taking_turns = taking_turns
         self._token_bytes: Sequence[bytes] = ()
         self._last_id = 0
         self._now = 0.0
@@ -90,6 +95,11 @@ class Coordinator:
             Verdict: self._on_verdict,
             Progress: self._on_progress,
         }
+
+    def use_policy(self, policy: Policy) -> None:
+        """Go by another policy from now on; it hears what happens, and the last one doesn't."""
+        self._policy = policy
+        self._observation = Observation((policy, *self._observers))
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take one event at the time `now` (seconds, never decreasing); say what is to be done.
@@ -203,7 +213,7 @@ class Coordinator:
 
     def _on_opened(self, event: Opened) -> None:
         if sequence := self._drafted(event):
-            sequence.draft = DraftState.OPEN
+            sequence.draft, sequence.timer = DraftState.OPEN, None
 
     def _on_exhausted(self, event: Exhausted) -> None:
         if sequence := self._drafted(event):
@@ -244,6 +254,7 @@ class Coordinator:
             sequence.extend = None
             sequence.target_length = event.length
             sequence.metrics.cached_tokens += event.reused
+            sequence.metrics.prefilling.add(event.begun, event.ended)
 
     def _on_verdict(self, event: Verdict) -> None:
         sequence = self._answered(event)
@@ -287,7 +298,9 @@ class Coordinator:
             if sequence.request not in target.held and target.free > 0:
                 target.held.add(sequence.request)
                 sequence.admitted = True
-            if sequence.admitted and sequence.draft is DraftState.ABSENT and draft.free > 0:
+            early = self._taking_turns and sequence.behind > 0
+            absent = sequence.admitted and sequence.draft is DraftState.ABSENT
+            if absent and draft.free > 0 and not early:
                 self._open(sequence)
 
     def _dispatch(self, sequence: SequenceState) -> None:
@@ -295,8 +308,10 @@ class Coordinator:
         target = self.workers["target"]
         if sequence.request not in target.held:
             return
-        behind = len(sequence.committed) - 1 - sequence.target_length
-        if behind > self._prefill_chunk:
+        if self._taking_turns and sequence.reading:
+            self._wait(sequence)
+            return
+        if sequence.behind > self._prefill_chunk:
             self._send("target", sequence.prefill(self._next_id(), self._prefill_chunk))
             return
         situation = sequence.situation(

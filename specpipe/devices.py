@@ -46,6 +46,11 @@ class Placement:
     target: Device
 
     @property
+    def shares_cores(self) -> bool:
+        """Whether both models are pinned to some of the same cores."""
+        return self.draft is not None and bool(set(self.draft.cores) & set(self.target.cores))
+
+    @property
     def shares_gpu(self) -> bool:
         """Whether both models are to live on one GPU."""
         return self.draft is not None and self.draft.kind == "cuda" and self.draft == self.target
@@ -97,6 +102,7 @@ def place(
     gpus: int,
     cores: Sequence[int] | None = None,
     draft_computes: bool = True,
+    taking_turns: bool = False,
 ) -> Placement:
     """Choose a device for each model; what is explicit is kept, "auto" gets what is left.
 
@@ -107,9 +113,11 @@ def place(
         cores: those that may be used; None asks the system for this process's own.
         draft_computes: False if the draft has no model: then it needs no device of its own, and
             "auto" puts it onto the target's cores, which idle at just the moments that count.
+        taking_turns: True if only one of the models works at a time: then they may share cores.
 
     Raises:
-        UserError: for a malformed spec, a core or GPU that isn't there, or a core given to both.
+        UserError: for a malformed spec, a core or GPU that isn't there, or a core given to
+            both that they would use at the same time.
     """
     usable = tuple(sorted(os.sched_getaffinity(0) if cores is None else cores))
     target = _existing("target", target_spec, usable, gpus)
@@ -125,10 +133,11 @@ def place(
         return Placement(_left_over(target, usable, gpus), target)
     if target == _AUTO:
         return Placement(draft, _left_over(draft, usable, gpus))
-    if shared := set(draft.cores) & set(target.cores):
+    if not taking_turns and (shared := set(draft.cores) & set(target.cores)):
         raise UserError(
             f"draft device {draft} and target device {target} share core {format_cores(shared)}: "
-            "give each its own cores, or both `cpu` to leave them unpinned"
+            "give each its own cores, or both `cpu` to leave them unpinned, or let them take turns "
+            "with the policy serial:4"
         )
     return Placement(draft, target)
 

@@ -89,6 +89,11 @@ _WITH_LENGTH: dict[str, tuple[Callable[[int], Policy], int]] = {
 _MOST_DRAFT_LENGTH = 1024
 
 
+def takes_turns(name: str) -> bool:
+    """Whether under the policy of this name draft and target never work at the same time."""
+    return name.partition(":")[0] == "serial"
+
+
 def make_policy(name: str) -> Policy:
     """The policy of that name: "elastic", "take_all", "serial:4", "pearl:4".
 

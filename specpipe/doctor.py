@@ -3,8 +3,6 @@
 Knows nothing of Ray; actors/doctor.py adds what it has to say.
 """
 
-import importlib.metadata
-import importlib.util
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,22 +12,17 @@ from typing import Literal
 
 from specpipe.config import Config
 from specpipe.devices import format_cores
-from specpipe.machine import cpu_model, usable_cores, usable_memory
+from specpipe.machine import (
+    LIBRARIES,
+    cpu_model,
+    library_version,
+    usable_cores,
+    usable_memory,
+)
 from specpipe.models.store import list_models
 from specpipe.version import __version__
 
 State = Literal["ok", "remark", "failure"]
-_LIBRARIES = (
-    "torch",
-    "numba",
-    "ray",
-    "numpy",
-    "pyzmq",
-    "msgpack",
-    "tokenizers",
-    "safetensors",
-    "gguf",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +72,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _versions() -> list[Finding]:
-    versions = {name: _version(name) for name in _LIBRARIES}
+    versions = {name: library_version(name) for name in LIBRARIES}
     missing = [name for name, version in versions.items() if version is None]
     told = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     python = f"{platform.python_version()} on {platform.system()} {platform.release()}"
@@ -89,17 +82,10 @@ def _versions() -> list[Finding]:
         found.append(Finding("libraries", lacks, "failure"))
     else:
         found.append(Finding("libraries", told))
-    if importlib.util.find_spec("transformers"):
-        return [*found, Finding("transformers", importlib.metadata.version("transformers"))]
+    if version := library_version("transformers"):
+        return [*found, Finding("transformers", version)]
     told = "not installed: `pip install 'specpipe[transformers]'` for the backend of that name"
     return [*found, Finding("transformers", told, "remark")]
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _cpu() -> list[Finding]:

@@ -35,9 +35,13 @@ from specpipe.messages import (
     Role,
     Shutdown,
     Submit,
+    ToDraft,
     Tokens,
+    ToTarget,
+    UsePolicy,
     Vocabulary,
 )
+from specpipe.policy import Policy
 from specpipe.recording import Recorder
 from specpipe.tracing import Tracer
 
@@ -50,18 +54,26 @@ class Hub:
     Args:
         coordinator: the hub's own from now on.
         user: the channel to those who hand in requests and workers.
+        policies: the coordinator's own, by name; others are made when they are asked for.
         parent: file descriptor whose end of file says that nobody is left to work for.
         tracer: is told of everything, if there is one.
     """
 
     def __init__(
-        self, coordinator: Coordinator, user: Channel, parent: int, tracer: Tracer | None = None
+        self,
+        coordinator: Coordinator,
+        policies: dict[str, Policy],
+        user: Channel,
+        parent: int,
+        tracer: Tracer | None = None,
     ) -> None:
         self._coordinator = coordinator
+        self._policies = policies
         self._tracer = tracer
         self._user = user
         self._parent = parent
         self._workers: dict[Role, tuple[int, Channel]] = {}
+        self._traffic: dict[int, list[int]] = {}  # messages and bytes of each request at work
         self._due: list[tuple[float, int, TimerFired | Lost]] = []
         self._order = itertools.count()
         self._poller = zmq.Poller()
@@ -84,8 +96,9 @@ class Hub:
         ready = {source for source, _ in self._poller.poll(self._milliseconds_to_timer())}
         for _, channel in list(self._workers.values()):
             if channel.socket in ready:
-                for message in channel.receive():
+                for message, size in channel.receive_sized():
                     if isinstance(message, FromWorker):
+                        self._count(message, size)
                         self._take(message)
         while self._due and self._due[0][0] <= time.monotonic():
             self._take(heapq.heappop(self._due)[2])
@@ -96,7 +109,12 @@ class Hub:
                         return False
                     case Attach():
                         self._attach(message)
+                    case UsePolicy(name):
+                        policy = self._policies.get(name) or make_policy(name)
+                        self._coordinator.use_policy(self._policies.setdefault(name, policy))
                     case Vocabulary() | Submit() | Abort() | Lost() | Gone():
+                        if isinstance(message, Submit):
+                            self._traffic[message.request] = [0, 0]
                         self._take(message)
         return self._parent not in ready
 
@@ -117,13 +135,27 @@ class Hub:
         match command:
             case Send(role, incarnation, message):
                 current, channel = self._workers[role]
-                if current == incarnation and not channel.send(message):
+                if current != incarnation:
+                    return
+                if size := channel.send(message):
+                    self._count(message, size)
+                else:
                     log.warning("the %s takes no messages; counted as lost", role)
                     self._schedule(0.0, Lost(role, incarnation))
             case StartTimer(request, timer, seconds):
                 self._schedule(time.monotonic() + seconds, TimerFired(request, timer))
-            case Tokens() | Finish():
+            case Tokens():
                 self._user.send(command)
+            case Finish(request):
+                counts = self._traffic.pop(request)
+                command.metrics.messages, command.metrics.message_bytes = counts
+                self._user.send(command)
+
+    def _count(self, message: FromWorker | ToDraft | ToTarget, size: int) -> None:
+        """Note what a message costs the request that it is about, if that still runs."""
+        if counts := self._traffic.get(getattr(message, "request", -1)):
+            counts[0] += 1
+            counts[1] += size
 
     def _schedule(self, moment: float, event: TimerFired | Lost) -> None:
         """Let an event happen at a moment; those of one moment in the order of their coming."""
@@ -152,7 +184,8 @@ def main() -> None:
     pin_process(settings.pop("cores"))
     directory = Path(settings.pop("directory"))
     user = Channel.bind(hub_address(directory))
-    policy = make_policy(settings.pop("policy"))
+    name: str = settings.pop("policy")
+    policies = {name: make_policy(name)}
     record, trace = settings.pop("record", None), settings.pop("trace", None)
     try:
         with ExitStack() as files:
@@ -164,8 +197,8 @@ def main() -> None:
                 file = files.enter_context(open(trace, "a", encoding="utf-8"))
                 tracer = Tracer(file)
                 files.callback(tracer.close)
-            coordinator = Coordinator(policy, observers=observers, **settings)
-            Hub(coordinator, user, sys.stdin.fileno(), tracer).run()
+            coordinator = Coordinator(policies[name], observers=observers, **settings)
+            Hub(coordinator, policies, user, sys.stdin.fileno(), tracer).run()
     finally:  # a parent that was killed could not do it
         shutil.rmtree(directory, ignore_errors=True)
 

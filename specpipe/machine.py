@@ -1,11 +1,33 @@
-"""What this machine is: its processor, its memory, the cores that a process may use."""
+"""What this machine is: processor, memory, the cores that a process may use, and libraries."""
 
+import importlib.metadata
 import os
 import platform
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+LIBRARIES = (
+    "torch",
+    "numba",
+    "ray",
+    "numpy",
+    "pyzmq",
+    "msgpack",
+    "tokenizers",
+    "safetensors",
+    "gguf",
+)
+"""Those whose versions matter to what specpipe does, and to how fast."""
+
+
+def library_version(name: str) -> str | None:
+    """The version of an installed distribution; None if there is none of this name."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def usable_cores() -> tuple[int, ...]:

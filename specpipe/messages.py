@@ -260,6 +260,13 @@ class Abort:
 
 
 @dataclass(frozen=True, slots=True)
+class UsePolicy:
+    """Go by this dispatch rule from now on; what others have learned is kept for their return."""
+
+    policy: str
+
+
+@dataclass(frozen=True, slots=True)
 class Vocabulary:
     """What each token adds to a text, by id: UTF-8, perhaps a part of a character."""
 
@@ -328,6 +335,6 @@ ToTarget = Extend | Close | Shutdown
 FromWorker = (
     Ready | Closed | Failed | Opened | Block | Computing | Exhausted | Resync | Verdict | Progress
 )
-ToHub = Vocabulary | Submit | Abort | Attach | Lost | Gone | Shutdown
+ToHub = Vocabulary | UsePolicy | Submit | Abort | Attach | Lost | Gone | Shutdown
 FromHub = Tokens | Finish | Ready
 Message = ToDraft | ToTarget | FromWorker | ToHub | FromHub

@@ -85,6 +85,10 @@ class RequestMetrics:
         timeouts: times that a promised draft token did not come.
         handovers: seconds from a verdict's leaving the target to the next block's arrival there,
             by the target's clock, where tokens were waiting.
+        verifying, prefilling: when the target worked, on passes that gave a verdict and on those
+            that only read.
+        drafting: when the draft did.
+        messages, message_bytes: that the coordinator and the workers exchanged, both ways.
     """
 
     submitted: float = 0.0
@@ -106,6 +110,9 @@ class RequestMetrics:
     handovers: list[float] = field(default_factory=list)
     verifying: Spans = field(default_factory=Spans)
     drafting: Spans = field(default_factory=Spans)
+    prefilling: Spans = field(default_factory=Spans)
+    messages: int = 0
+    message_bytes: int = 0
 
     def note_judged(self, source: Source, begun: float, *, accepted: bool) -> None:
         """Count a token of a block, given the moment at which drafting it began."""
@@ -166,6 +173,19 @@ class RequestMetrics:
         return (self.finished or self.submitted) - self.submitted
 
     @property
+    def target_idle(self) -> float | None:
+        """Share of the whole time in which the target did nothing."""
+        return self._idle(self.verifying.total() + self.prefilling.total())
+
+    @property
+    def draft_idle(self) -> float | None:
+        """The same for the draft; None where there was none."""
+        return self._idle(self.drafting.total()) if self.drafted else None
+
+    def _idle(self, busy: float) -> float | None:
+        return max(0.0, 1 - busy / self.seconds) if self.seconds > 0 else None
+
+    @property
     def tokens_per_second(self) -> float | None:
         """Completion tokens by the whole time of the request, its prefill included."""
         return self.completion_tokens / self.seconds if self.seconds > 0 else None
@@ -174,3 +194,10 @@ class RequestMetrics:
     def time_to_first_token(self) -> float | None:
         """Seconds from submission to the first committed token."""
         return None if self.first_token is None else self.first_token - self.submitted
+
+    @property
+    def time_per_output_token(self) -> float | None:
+        """Seconds from one token to the next, after the first."""
+        if self.first_token is None or self.finished is None or self.completion_tokens < 2:
+            return None
+        return (self.finished - self.first_token) / (self.completion_tokens - 1)

@@ -167,6 +167,17 @@ class SequenceState:
         return limit, min(limit, self.pause_at)
 
     @property
+    def behind(self) -> int:
+        """How many committed tokens the target has to read besides the last one."""
+        return len(self.committed) - 1 - self.target_length
+
+    @property
+    def reading(self) -> bool:
+        """Whether the draft is reading the tokens, and may be waited for."""
+        opening = self.draft is DraftState.OPENING and self.exhausted_at < self.serial
+        return opening and not self.must_send
+
+    @property
     def drafting(self) -> bool:
         """Whether the draft is at work, so that another token will come without our doing."""
         return self.draft is DraftState.OPEN and self.exhausted_at < self.serial

@@ -6,7 +6,6 @@ by prompt, so that a change in the machine's speed meets all of them alike. Take
 from SPECPIPE_PROMPTS, and of each `category` in it the first few.
 """
 
-import json
 import math
 import os
 from collections import defaultdict
@@ -15,8 +14,9 @@ from pathlib import Path
 from statistics import median
 
 from specpipe.actors import Completion, Config, Pipeline, SamplingParams
+from specpipe.bench.measurement import reached
 from specpipe.elastic import Elastic
-from tests.prompts import prompts
+from specpipe.prompts import own_questions, read_questions
 from tests.replay_drafter import OneChance, Text, speed
 
 EACH = int(os.environ.get("SPECPIPE_EACH", "3"))  # prompts of a kind
@@ -34,28 +34,16 @@ Results = dict[str, list[Completion]]
 def chosen() -> list[tuple[str, str]]:
     """Kind and text of each prompt."""
     path = os.environ.get("SPECPIPE_PROMPTS")
-    if not path:
-        return [("own", text) for text in prompts(EACH)]
     found = defaultdict(list)
-    for line in Path(path).read_text().splitlines():
-        record = json.loads(line)
-        text = record["prompt"] if "prompt" in record else record["turns"][0]
-        found[record.get("category", "own")].append(text)
+    for question in read_questions(Path(path)) if path else own_questions():
+        found[question.category].append(question.text)
     return [(kind, text) for kind, texts in found.items() for text in texts[:EACH]]
 
 
-def reached(completion: Completion) -> tuple[int, int]:
+def fates(completion: Completion) -> tuple[int, int]:
     """How many guesses were accepted, and how many were compared."""
-    accepted = compared = start = 0
-    for block in completion.metrics.blocks:
-        written = completion.token_ids[start:]
-        same = 0
-        while same < min(len(block), len(written)) and block[same] == written[same]:
-            same += 1
-        accepted += same
-        compared += same + (same < len(block))
-        start += same + 1
-    return accepted, compared
+    counts = reached(completion.metrics.blocks, completion.token_ids)
+    return sum(right for _, right in counts), sum(compared for compared, _ in counts)
 
 
 def one_row(completions: list[Completion]) -> float:
@@ -77,7 +65,7 @@ def row(kind: str, results: Results) -> str:
     for name, completions in results.items():
         if name == "target alone":
             continue
-        accepted, compared = (sum(each) for each in zip(*map(reached, completions), strict=True))
+        accepted, compared = (sum(each) for each in zip(*map(fates, completions), strict=True))
         metrics = [c.metrics for c in completions]
         passes = sum(m.target_forwards for m in metrics)
         speed = alone / sum(m.seconds for m in metrics)

@@ -4,7 +4,6 @@ On one core, behind 128 tokens; all in turn, several times, each in a process of
 their threads and memory don't meet.
 """
 
-import importlib
 import os
 import subprocess
 import sys
@@ -13,6 +12,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+
+from specpipe.bench.peer_models import load_llama_cpp, load_transformers
 
 CONTEXT, ROUNDS, PASSES = 128, 3, 15
 ROWS = (1, 2, 4, 8, 16)
@@ -47,9 +48,7 @@ def specpipe(path: Path) -> dict[int, float]:
 
 
 def llama_cpp(path: Path) -> dict[int, float]:
-    model = importlib.import_module("llama_cpp").Llama(
-        str(path), n_ctx=512, n_threads=1, n_threads_batch=1, logits_all=True, verbose=False
-    )
+    model = load_llama_cpp(path, context=512, threads=1)
     model.eval(IDS)
 
     def back(_: int) -> None:
@@ -60,12 +59,9 @@ def llama_cpp(path: Path) -> dict[int, float]:
 
 def transformers(path: Path) -> dict[int, float]:
     import torch  # noqa: PLC0415
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415
 
     torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32
-    )
+    model = load_transformers(path)
     with torch.inference_mode():
         cache = model(torch.tensor([IDS]), use_cache=True).past_key_values
 

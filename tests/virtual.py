@@ -101,11 +101,13 @@ class World:
         count = rng.choice((1, 1, 1, 2, 3, 4))
         timeout = 18 * min(count, self.slots) + 12 * self.delay + 5
         self.lookahead = rng.choice((1, 2, 5, 12, 40))
+        self.taking_turns = random.Random(f"{seed}: turns").random() < 0.2
         self.coordinator = Coordinator(
             self._choose_policy(),
             lookahead=self.lookahead,
             prefill_chunk=rng.choice((1, 2, 4, 100)),
             wait_timeout_s=timeout,
+            taking_turns=self.taking_turns,
         )
         self.in_transit: Counter[tuple[Role, int]] = Counter()
         self._last_arrival: dict[tuple[Role, int, str], float] = {}

@@ -1,1 +1,1 @@
-"""Measuring models on this machine."""
+"""Measuring models, pairs and the pipeline on this machine."""

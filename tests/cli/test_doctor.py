@@ -87,7 +87,7 @@ def test_a_library_that_is_missing_or_broken_is_named_and_the_rest_is_told(tmp_p
     (tmp_path / "ray" / "__init__.py").write_text("raise ImportError('libray.so is not there')")
     code = (
         "import specpipe.doctor as d\n"
-        "d._LIBRARIES = (*d._LIBRARIES, 'no-such-library')\n"
+        "d.LIBRARIES = (*d.LIBRARIES, 'no-such-library')\n"
         "from specpipe.cli.main import main; main()"
     )
     result = subprocess.run(

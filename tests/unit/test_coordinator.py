@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 import pytest
 
 from specpipe.coordinator import Coordinator
-from specpipe.dispatch import TakeAll, Unlearned
+from specpipe.dispatch import Serial, TakeAll, Unlearned
 from specpipe.events import Command, Event, Send, StartTimer, TimerFired
 from specpipe.messages import (
     Abort,
@@ -31,7 +31,7 @@ from specpipe.messages import (
     Verdict,
 )
 from specpipe.metrics import Source
-from specpipe.policy import Decision, Policy, Situation
+from specpipe.policy import Decision, Policy, Situation, Verified
 from specpipe.sampling import GuessLaw
 from specpipe.sequence import Drafted, DraftState
 from tests.toys import sampling
@@ -60,10 +60,11 @@ class Desk:
         draft: bool = True,
         slots: int = 1,
         sources: tuple[Source, ...] = ("model",),
+        taking_turns: bool = False,
     ) -> None:
         self.sources = sources
         self.policy: Any = policy or TakeAll()
-        self.coordinator = Coordinator(self.policy, prefill_chunk=8)
+        self.coordinator = Coordinator(self.policy, prefill_chunk=8, taking_turns=taking_turns)
         self.said: list[Command] = []
         self._slots = slots
         self.ready("target", 1)
@@ -182,6 +183,51 @@ def test_tokens_in_flight_return_to_waiting_when_the_target_is_lost() -> None:
     assert extend.extend_id > old.extend_id
     assert desk.tell(Verdict(0, 1, old.extend_id, 2, 4, 0.0, 0.0, 0.0)) == []
     assert desk.tell(Verdict(0, 2, old.extend_id, 2, 4, 0.0, 0.0, 0.0)) == []
+
+
+def test_models_that_share_cores_read_a_prompt_one_after_the_other() -> None:
+    """Two teams of spinning threads on the same cores take several times as long as in turn."""
+    desk = Desk(Serial(2), taking_turns=True)
+    assert desk.sent(Extend)
+    assert not desk.sent(Open)
+    desk.verdict(0, 4)
+    assert desk.sent(Open)
+    assert not desk.sent(Extend), "the target works while the draft reads"
+    desk.tell(Opened(0, 1))
+    desk.block(4, 1, serial=desk.sequence.serial)
+    assert not desk.sent(Extend), "serial:2 waits for a second guess"
+    desk.block(5, 1, serial=desk.sequence.serial)
+    assert desk.sent(Extend)
+
+
+def test_a_draft_that_never_ends_reading_does_not_stop_the_target() -> None:
+    """It hangs, and the request with it."""
+    desk = Desk(Serial(2), taking_turns=True)
+    desk.verdict(0, 4)
+    (timer,) = desk.sent(StartTimer)
+    desk.tell(TimerFired(0, timer.timer))
+    assert desk.sent(Extend)
+
+
+def test_another_policy_decides_and_hears_from_its_choice_on() -> None:
+    """What one rule does would be learned by the other, and measured as its own."""
+    heard: list[str] = []
+
+    class Listener(TakeWaiting):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def verified(self, verification: Verified) -> None:
+            heard.append(self.name)
+
+    first, second = Listener("first"), Listener("second")
+    desk = Desk(first)
+    desk.verdict(0, 4)
+    desk.coordinator.use_policy(second)
+    desk.verdict(0, 4)
+    desk.coordinator.use_policy(first)
+    desk.verdict(0, 4)
+    assert heard == ["second", "first"], "a pass that read the prompt too is told to nobody"
 
 
 def test_no_work_for_a_worker_whose_end_was_told_before_its_beginning() -> None:

@@ -102,6 +102,13 @@ def test_auto_takes_what_is_left(
     assert placed(draft, target, cores, gpus) == expected
 
 
+def test_models_that_take_turns_may_share_cores() -> None:
+    """Ordinary speculative decoding with all cores for whichever model works."""
+    placement = place("cpu:0-1", "cpu:0-1", gpus=0, cores=range(2), taking_turns=True)
+    assert placement.shares_cores
+    assert not place("cpu:0", "cpu:1", gpus=0, cores=range(2)).shares_cores
+
+
 def test_cores_are_those_the_process_may_use() -> None:
     """In a container the first core is often not number 0."""
     assert str(place("auto", "auto", cores=[9, 4, 5], gpus=0).draft) == "cpu:4"

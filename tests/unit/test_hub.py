@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from specpipe.channel import Channel, socket_directory, worker_address
+from specpipe.codec import encode
 from specpipe.hub_client import HubClient
 from specpipe.messages import (
     Attach,
@@ -22,6 +23,7 @@ from specpipe.messages import (
     Ready,
     Submit,
     Tokens,
+    UsePolicy,
     Verdict,
 )
 from tests.toys import sampling
@@ -41,8 +43,10 @@ def receive(channel: Channel) -> Message:
     return messages[0]
 
 
-def test_a_request_goes_to_the_worker_and_its_tokens_come_back(folder: Path) -> None:
-    record = folder / "run.jsonl"
+def test_a_request_goes_to_the_worker_and_its_tokens_come_back(
+    folder: Path, tmp_path: Path
+) -> None:
+    record = tmp_path / "run.jsonl"
     hub = HubClient(folder, (), SETTINGS | {"record": str(record)})
     reported: queue.SimpleQueue[Ready] = queue.SimpleQueue()
     updates: queue.SimpleQueue[Tokens | Finish] = queue.SimpleQueue()
@@ -52,12 +56,16 @@ def test_a_request_goes_to_the_worker_and_its_tokens_come_back(folder: Path) -> 
     ready = Ready("target", 1, 1, 64, 5, "cpu", (0,))
     target.send(ready)
     assert reported.get(timeout=10) == ready
+    hub.post(UsePolicy("serial:2"))  # it goes on all the same
     hub.submit(Submit(1, (1, 2, 3), 2, sampling()), updates.put)
+    exchanged: list[Message] = []
     for number, token in enumerate((4, 2)):
         extend = receive(target)
         assert isinstance(extend, Extend)
         assert extend.verify_from == 3 + number
-        target.send(Verdict(1, 1, extend.extend_id, 0, token, 0.0, 1.0, 0.0))
+        verdict = Verdict(1, 1, extend.extend_id, 0, token, 0.0, 1.0, 0.0)
+        target.send(verdict)
+        exchanged += [extend, verdict]
         assert updates.get(timeout=10) == Tokens(
             1, 3 + number, (token,), ("bonus",), contradicts=False
         )
@@ -65,9 +73,12 @@ def test_a_request_goes_to_the_worker_and_its_tokens_come_back(folder: Path) -> 
     assert isinstance(finish, Finish)
     assert (finish.reason, finish.metrics.completion_tokens) == ("length", 2)
     assert receive(target) == Close(1)
+    exchanged.append(Close(1))
+    assert finish.metrics.messages == len(exchanged)
+    assert finish.metrics.message_bytes == sum(len(encode(message)) for message in exchanged)
+    hub.close()
     (line,) = map(json.loads, record.read_text().splitlines())  # the first read the prompt, too
     assert (line["type"], line["rows"], line["alone"]) == ("pass", 1, True)
-    hub.close()
     target.close()
 
 

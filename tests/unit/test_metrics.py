@@ -55,7 +55,8 @@ def test_rates_without_meaning_are_none() -> None:
     metrics = RequestMetrics(submitted=3.0)
     for name in (
         *("acceptance_rate", "mean_acceptance_length", "overlap", "useful_overlap"),
-        *("tokens_per_second", "time_to_first_token"),
+        *("tokens_per_second", "time_to_first_token", "time_per_output_token"),
+        *("target_idle", "draft_idle"),
     ):
         assert getattr(metrics, name) is None, name
     assert metrics.seconds == 0.0
@@ -84,3 +85,7 @@ def test_rates() -> None:
     assert metrics.useful_overlap == 4 / 6
     assert metrics.tokens_per_second == 2.0
     assert metrics.time_to_first_token == 0.5
+    assert metrics.time_per_output_token == 4.5 / 9
+    metrics.prefilling = Spans([1.0], [1.5])
+    assert metrics.target_idle == pytest.approx(0.1)
+    assert metrics.draft_idle == pytest.approx(0.5)

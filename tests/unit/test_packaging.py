@@ -30,7 +30,7 @@ DIST_INFO = f"specpipe-{__version__}.dist-info"
 USED_WITHOUT_IMPORT = {
     "pip": "run to download models",
     "accelerate": "transformers reads GGUF files with it",
-    "llama-cpp-python": "loaded by name in `make measure-peers`, and only there installed",
+    "llama-cpp-python": "loaded by name where it is measured against, and only there installed",
     "mypy": "run by `make check`",
     "ruff": "run by `make check`",
     "pytest-timeout": "a plug-in",
@@ -108,7 +108,8 @@ def wheel(checkout: Path) -> dict[str, bytes]:
 def test_the_wheel_is_the_package_and_nothing_else(wheel: dict[str, bytes]) -> None:
     """A package called `cli` or `tests` would land in everybody's site-packages."""
     assert {name.split("/")[0] for name in wheel} == {"specpipe", DIST_INFO}
-    expected = {str(path.relative_to(ROOT)) for path in MODULES.values()} | {"specpipe/py.typed"}
+    expected = {str(path.relative_to(ROOT)) for path in MODULES.values()}
+    expected |= {"specpipe/py.typed", "specpipe/bench/prompts.jsonl"}
     assert {name for name in wheel if name.startswith("specpipe/")} == expected
     assert {"specpipe/actors/__init__.py", "specpipe/cli/__init__.py"} <= expected
 
@@ -216,10 +217,10 @@ def test_dependencies_are_those_that_are_imported() -> None:
     assert used(list(MODULES.values())) == declared - USED_WITHOUT_IMPORT.keys()
 
 
-def test_what_an_extra_brings_is_imported_by_its_one_module() -> None:
+def test_what_an_extra_brings_is_imported_where_its_absence_is_told() -> None:
     """Who installs specpipe without it would get an ImportError, and no word of the remedy."""
     users = {name for name, path in MODULES.items() if used([path]) & {*map(name_of, BACKEND)}}
-    assert users == {"specpipe.models.transformers_model"}
+    assert users == {"specpipe.models.transformers_model", "specpipe.bench.peer_models"}
     assert set(BACKEND) <= set(DEV)
 
 

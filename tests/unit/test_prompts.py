@@ -1,11 +1,12 @@
 """Files of prompts: what is wrong is named with its line."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from specpipe.errors import UserError
-from specpipe.prompts import read_prompts
+from specpipe.prompts import Question, own_questions, read_prompts, read_questions
 
 
 def test_prompts_and_first_turns(tmp_path: Path) -> None:
@@ -45,3 +46,17 @@ def test_file_that_is_absent_or_no_text(tmp_path: Path) -> None:
     (tmp_path / "p").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not UTF-8"):
         read_prompts(tmp_path / "p")
+
+
+def test_kinds_of_tasks_are_read_where_they_are_named(tmp_path: Path) -> None:
+    """A table by kind of task with one line."""
+    (tmp_path / "p").write_text('{"prompt": "One?"}\n{"turns": ["Two?"], "category": "math"}\n')
+    assert read_questions(tmp_path / "p") == [Question("One?"), Question("Two?", "math")]
+
+
+def test_our_own_prompts_are_24_of_six_kinds() -> None:
+    """A kind that was forgotten, or a prompt that stands twice."""
+    found = own_questions()
+    assert set(Counter(question.category for question in found).values()) == {4}
+    assert len({question.text for question in found}) == 24
+    assert sum(len(question.text.split()) > 250 for question in found) >= 8
