@@ -1,7 +1,6 @@
 """`specpipe distill`: make a draft for a target."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -105,4 +104,4 @@ def distill(target: str, out: str, models_dir: Path | None, **options: Any) -> N
     click.echo(findings.verdict)
     click.echo(f"{out}: {directory / out}, with {directory / out / 'report.md'}")
     if options["as_json"]:
-        click.echo(json.dumps(asdict(findings)))
+        click.echo(json.dumps(findings.figures()))

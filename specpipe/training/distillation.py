@@ -24,6 +24,7 @@ from specpipe.models.source import ModelSource, open_model
 from specpipe.models.store import ModelFiles, new_folder
 from specpipe.pair import read_model
 from specpipe.prompts import Question
+from specpipe.simulated_workers import Hardware
 from specpipe.tokenizer import Tokenizer
 from specpipe.training.distilling import Lessons
 from specpipe.training.evaluation import TEMPERATURES, Judgement, Task, evaluate, make_drafters
@@ -34,7 +35,7 @@ from specpipe.training.optimising import Curve, Schedule, Training
 from specpipe.training.report import Findings, write_report
 from specpipe.training.shards import Conversation, read_shard, write_atomically
 from specpipe.training.student import coverage, head_ids, make_student, usual_layers
-from specpipe.training.worth import Times, expect, time_pair
+from specpipe.training.worth import expect, time_pair
 from specpipe.training.writing import AT_ONCE
 
 StageTold = Callable[[str, float, str], None]
@@ -134,7 +135,7 @@ class Distillation:
             times=times,
             expected={
                 temperature: {
-                    source: expect(times, alpha) for source, alpha in judged.acceptance.items()
+                    source: expect(times, guesses) for source, guesses in judged.guesses.items()
                 }
                 for temperature, judged in judgements.items()
             },
@@ -181,7 +182,7 @@ class Distillation:
         )
         return training.curve
 
-    def _judged(self, draft: Decoder) -> tuple[dict[float, Judgement], Times]:
+    def _judged(self, draft: Decoder) -> tuple[dict[float, Judgement], Hardware]:
         """How often the draft is right on prompts that it never saw, and how long a step takes."""
         target = load_model(
             self.target.weights,

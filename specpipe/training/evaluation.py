@@ -7,8 +7,9 @@ predecessors were right: the α of a dispatch rule. Draft and look-ups run as th
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,17 @@ class Task(NamedTuple):
     category: str
 
 
-@dataclass(slots=True)
+class Guessed(NamedTuple):
+    """What was guessed at a token: how sure the source was, and whether it was right."""
+
+    confidence: float
+    right: bool
+
+
+_NOTHING = Guessed(0.0, False)
+
+
+@dataclass(frozen=True, slots=True)
 class Judgement:
     """What would have been guessed in the answers at one temperature.
 
@@ -49,6 +60,7 @@ class Judgement:
         rejection: chance that the draft's guess is accepted by the rejection rule; None at 0.
         calibration: for each tenth of the model's confidence (how many, mean confidence, how many
             of them were right).
+        guesses: all of them, by source.
     """
 
     tokens: int
@@ -56,11 +68,8 @@ class Judgement:
     by_category: dict[str, dict[str, float]]
     lengths: dict[str, dict[int, float]]
     rejection: float | None
-    calibration: list[tuple[int, float, float]] = field(default_factory=list)
-
-    def figures(self) -> dict[str, Any]:
-        """All of it, for JSON."""
-        return asdict(self)
+    calibration: list[tuple[int, float, float]]
+    guesses: dict[str, list[Guessed]]
 
 
 def make_drafters(draft: Decoder, context_length: int) -> dict[str, Sources]:
@@ -107,20 +116,22 @@ def evaluate(
         part = slice(first, first + AT_ONCE)
         answers += _answers(target, tasks[part], samplings[part], most)
         yield None
-    right: dict[str, list[Bools]] = {source: [] for source in SOURCES}
-    confidences, rejection = [], []
+    guessed: dict[str, list[list[Guessed]]] = {source: [] for source in SOURCES}
+    rejection = []
     for task, sampling, answer in zip(tasks, samplings, answers, strict=True):
         rows = _step_by_step(drafters["hybrid"], task.prompt, answer)
-        guesses = _of_model(rows, sampling, task.prompt, answer)
-        confidences.append(np.array([guess.confidence for guess in guesses]))
-        right["model"].append(np.array([guess.token for guess in guesses]) == answer)
+        guessed["model"].append(_of_model(rows, sampling, len(task.prompt), answer))
         for source, sources in drafters.items():
-            found = _of_drafter(sources, sampling, task.prompt, answer)
-            right[source].append(np.array(found) == answer)
+            guessed[source].append(_of_drafter(sources, sampling, task.prompt, answer))
         if temperature:
             theirs = _at_once(target, task.prompt, answer)
             rejection.append(_overlap(theirs, rows, sampling))
         yield None
+    right = {
+        source: [np.array([each.right for each in answer]) for answer in answers]
+        for source, answers in guessed.items()
+    }
+    whole = {source: list(chain.from_iterable(answers)) for source, answers in guessed.items()}
     yield Judgement(
         tokens=sum(map(len, answers)),
         acceptance={source: _mean(flags) for source, flags in right.items()},
@@ -130,7 +141,8 @@ def evaluate(
             for source, flags in right.items()
         },
         rejection=float(np.concatenate(rejection).mean()) if rejection else None,
-        calibration=_calibration(np.concatenate(confidences), np.concatenate(right["model"])),
+        calibration=_calibration(whole["model"]),
+        guesses=whole,
     )
 
 
@@ -198,33 +210,37 @@ def _step_by_step(sources: Sources, prompt: Sequence[int], answer: Sequence[int]
     return np.concatenate(rows)
 
 
-def _of_model(
-    rows: Logits, sampling: Sampling, prompt: Sequence[int], answer: Sequence[int]
-) -> list[Guess]:
+def _of_model(rows: Logits, sampling: Sampling, start: int, answer: Sequence[int]) -> list[Guessed]:
+    """By the model alone, from its logits for each token of an answer that begins at `start`."""
     sampler = Sampler(sampling)
-    return [sampler.guess(rows[at], len(prompt) + at) for at in range(len(answer))]
+    guesses = [sampler.guess(row, position) for position, row in enumerate(rows, start)]
+    return [
+        Guessed(guess.confidence, guess.token == token)
+        for guess, token in zip(guesses, answer, strict=True)
+    ]
 
 
 def _of_drafter(
     sources: Sources, sampling: Sampling, prompt: Sequence[int], answer: Sequence[int]
-) -> list[int]:
-    """What is guessed at each token of an answer; -1 where nothing is."""
+) -> list[Guessed]:
+    """By a drafter; where it guesses nothing, that is wrong for sure."""
     drafter, guesses = sources.open(sampling), []
-    for position in range(len(answer)):
+    for position, token in enumerate(answer):
         known = [*prompt, *answer[:position]]
-        guesses.append(_guess(drafter, known))
-        drafter.settle(len(known), [answer[position]])
+        guess = _guess(drafter, known)
+        guesses.append(Guessed(guess.confidence, guess.token == token) if guess else _NOTHING)
+        drafter.settle(len(known), [token])
     drafter.close()
     return guesses
 
 
-def _guess(drafter: Drafter, known: Sequence[int]) -> int:
+def _guess(drafter: Drafter, known: Sequence[int]) -> Guess | None:
     if not drafter.computes:
         found = drafter.look_up(known, 1, may_compute=False)
-        return found[0].guess.token if found else -1
+        return found[0].guess if found else None
     while (proposal := drafter.compute(known, _CHUNK, None)) is None:
         pass
-    return proposal.guess.token
+    return proposal.guess
 
 
 def _overlap(theirs: Logits, ours: Logits, sampling: Sampling) -> NDArray[np.float64]:
@@ -255,7 +271,9 @@ def _by_category(
     }
 
 
-def _calibration(confidences: NDArray[np.float64], right: Bools) -> list[tuple[int, float, float]]:
+def _calibration(guesses: Sequence[Guessed]) -> list[tuple[int, float, float]]:
+    confidences = np.array([guess.confidence for guess in guesses])
+    right = np.array([guess.right for guess in guesses])
     bucket = np.minimum((confidences * _BUCKETS).astype(int), _BUCKETS - 1)
     return [
         (int(chosen.sum()), float(confidences[chosen].mean()), float(right[chosen].mean()))

@@ -1,14 +1,15 @@
 """What came of a distillation, on one page with curves, and for other programs."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from specpipe.bench.report import markdown
+from specpipe.simulated_workers import Hardware
 from specpipe.training.evaluation import SOURCES, Judgement
 from specpipe.training.optimising import Curve
-from specpipe.training.worth import Expected, Times
+from specpipe.training.worth import Expected
 
 _WORTH_USING = 1.05
 """Below this, a pair is not faster than its target by more than a machine's moods."""
@@ -40,8 +41,15 @@ class Findings:
     parameters: int
     curve: Curve
     judgements: dict[float, Judgement]
-    times: Times
+    times: Hardware
     expected: dict[float, dict[str, Expected]]
+
+    def figures(self) -> dict[str, Any]:
+        """All of it for JSON, but for each single guess."""
+        values = asdict(self)
+        for judged in values["judgements"].values():
+            del judged["guesses"]
+        return values
 
     @property
     def verdict(self) -> str:
@@ -64,7 +72,7 @@ class Findings:
 def write_report(folder: Path, findings: Findings) -> None:
     """Write report.md, evaluation.json and the pictures that the page shows."""
     (folder / "report.md").write_text(_page(findings), encoding="utf-8")
-    figures = json.dumps(asdict(findings), indent=1) + "\n"
+    figures = json.dumps(findings.figures(), indent=1) + "\n"
     (folder / "evaluation.json").write_text(figures, encoding="utf-8")
     _draw(findings, folder / "curves.png")
 
@@ -104,37 +112,31 @@ def _judged(judged: Judgement, temperature: float) -> str:
     return (
         f"## Temperature {temperature:g}: {judged.tokens:,} tokens of answers that it never saw\n\n"
         "Chance that a guess is right, those before it being right:\n\n"
-        f"{_table(['', *SOURCES], rows)}\n\n"
+        f"{markdown(['', *SOURCES], rows)}\n\n"
         "Tokens that a pass of the target commits, by the guesses in its block:\n\n"
-        f"{_table(['', *map(str, sizes)], lengths)}{rejection}"
+        f"{markdown(['', *map(str, sizes)], lengths)}{rejection}"
     )
 
 
 def _expected(findings: Findings) -> str:
     times = findings.times
-    one = times.of_rows(1)
-    passes = ", ".join(f"{times.of_rows(m) * 1e3:.1f} ms for {m}" for m in (1, 4, 8))
+    one = times.pass_seconds(1)
+    passes = ", ".join(f"{times.pass_seconds(m) * 1e3:.1f} ms for {m}" for m in (1, 4, 8))
     rows = [
         [f"{temperature:g}", name, f"{each.pipelined:.2f}", f"{each.serial:.2f} ({each.length})"]
         for temperature, found in findings.expected.items()
         for name, each in found.items()
     ]
     return (
-        f"A guess takes {times.step * 1e3:.2f} ms on one core, a pass of the target on the others {passes} "
-        f"rows: {one / times.step:.1f} guesses a pass. Relative to the target alone, on two "
-        "devices that do not hinder each other, with guesses that are right independently of each "
-        "other:\n\n"
-        + _table(["temperature", "guesses by", "pipelined", "serial (draft length)"], rows)
+        f"A guess takes {times.step * 1e3:.2f} ms on one core, a pass of the target on the others "
+        f"{passes} rows: {one / times.step:.1f} guesses a pass. Relative to the target alone, on "
+        "two devices that do not hinder each other, with these very guesses, simulated:\n\n"
+        + markdown(["temperature", "guesses by", "pipelined", "serial (draft length)"], rows)
     )
 
 
 def _shares(found: dict[str, float]) -> list[str]:
     return [f"{found[source]:.3f}" for source in SOURCES]
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _draw(findings: Findings, path: Path) -> None:
