@@ -4,22 +4,19 @@ The defaults are the fields' own; configs/default.toml shows them all. This modu
 values make sense by themselves, not which models, devices or clusters there are.
 """
 
-import difflib
 import math
-import re
 import reprlib
-import tomllib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Self, get_args
 
 from specpipe.devices import parse_device
 from specpipe.dispatch import make_policy
 from specpipe.drafting.drafter import DrafterKind
 from specpipe.errors import UserError
 from specpipe.sampling import Acceptance, SamplingParams
+from specpipe.toml_file import checked, read_toml, replaced, unknown
 
 ACCEPTANCES = get_args(Acceptance)
 DRAFTERS = get_args(DrafterKind)
@@ -28,11 +25,9 @@ BACKENDS = ("specpipe", "transformers")
 NO_DRAFT = "none"
 """What `draft.model` is set to when the target shall work alone."""
 
-_TYPE_NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 _LONGEST_TIMEOUT_S = 86_400.0
 _LEAST_HEAD, _USUAL_HEAD = 256, 8192
 _LEAST_REMEMBERED, _MOST_REMEMBERED = 1024, 2**26
-_TOO_LARGE = 2**63  # what messages can carry
 
 
 def _require_at_least(name: str, value: int, least: int) -> None:
@@ -247,14 +242,7 @@ class Config:
         Raises:
             UserError: if it can't be read, isn't TOML, or holds an unknown or wrong setting.
         """
-        try:
-            data = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"cannot read the configuration file {path}: {reason}") from None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is not a TOML file: {_one_line(error)}; mend it") from None
-        return cls.from_dict(data, source=str(path))
+        return cls.from_dict(read_toml(Path(path)), source=str(path))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], source: str | None = None) -> Self:
@@ -285,15 +273,15 @@ class Config:
         changes: dict[str, Any] = {}
         for name, value in data.items():
             if name == "models_dir":
-                changes[name] = _checked(value, str, name, where)
+                changes[name] = checked(value, str, name, where)
             elif name not in _TABLES:
-                raise _unknown(name, value, where)
+                raise unknown(name, value, where, _TABLES, plain=["models_dir"])
             elif not isinstance(value, Mapping):
                 raise UserError(f"{name} is {reprlib.repr(value)}{where}: it is a table, [{name}]")
             elif name == "draft":
                 changes[name] = self._changed_draft(value, where)
             else:
-                changes[name] = _replaced(getattr(self, name), name, value, where)
+                changes[name] = replaced(getattr(self, name), name, value, where, _TABLES)
         return replace(self, **changes)
 
     def _changed_draft(self, given: Mapping[str, Any], where: str) -> DraftConfig | None:
@@ -301,9 +289,10 @@ class Config:
         stays_off = self.draft is None and model is None
         off = stays_off or (model == NO_DRAFT and base.has_model)
         if off and "drafter" not in given:
-            _replaced(replace(base, drafter="ngram"), "draft", given, where)  # what else is wrong
+            # What else is wrong is still to be told.
+            replaced(replace(base, drafter="ngram"), "draft", given, where, _TABLES)
             return None
-        return _replaced(base, "draft", given, where)
+        return replaced(base, "draft", given, where, _TABLES)
 
 
 _TABLES: dict[str, type[Any]] = {
@@ -313,86 +302,3 @@ _TABLES: dict[str, type[Any]] = {
     "pipeline": PipelineConfig,
     "ray": RayConfig,
 }
-
-_Table = TypeVar("_Table", ModelConfig, DraftConfig, SamplingParams, PipelineConfig, RayConfig)
-
-
-def _replaced(base: _Table, table: str, given: Mapping[str, Any], where: str) -> _Table:
-    """A copy of one table with the settings given, checked for name, type and range."""
-    types = get_type_hints(type(base))
-    changes = {}
-    for name, value in given.items():
-        if name not in types:
-            raise _unknown(name, value, where, table)
-        changes[name] = _checked(value, types[name], f"{table}.{name}", where)
-    try:
-        return replace(base, **changes)
-    except UserError as error:
-        raise UserError(f"{table}{where}: {error}") from None
-
-
-def _checked(value: Any, wanted: Any, name: str, where: str) -> Any:
-    """The value, if it has the type that the field's annotation names (None aside)."""
-    origin, arguments = get_origin(wanted), get_args(wanted)
-    if origin is Mapping:
-        return _checked_map(value, arguments[1], name, where)
-    if origin is Sequence:
-        # A single stop text needs no brackets.
-        items = value if isinstance(value, list | tuple) else [value]
-        return tuple(_checked(item, arguments[0], f"an entry of {name}", where) for item in items)
-    if origin is Literal:
-        arguments = (str,)
-    kind = next(kind for kind in arguments or (wanted,) if kind is not NoneType)
-    if isinstance(value, int) and not -_TOO_LARGE < value < _TOO_LARGE:
-        raise UserError(f"{name} has a number of more than 64 bits{where}: choose a smaller one")
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is float and is_number:
-        return float(value)
-    if isinstance(value, kind) and (is_number or kind is not int):
-        return value
-    raise UserError(f"{name} is {reprlib.repr(value)}{where}: it must be {_TYPE_NAMES[kind]}")
-
-
-def _checked_map(value: Any, kind: Any, name: str, where: str) -> dict[int, Any]:
-    """A table from token ids, which TOML and JSON can only write as texts."""
-    if not isinstance(value, Mapping):
-        raise UserError(f"{name} is {reprlib.repr(value)}{where}: it is a table, token id = number")
-    checked = {}
-    for key, item in value.items():
-        if not re.fullmatch("[0-9]{1,10}", str(key)):
-            raise UserError(f"{name} names {key!r:.40}{where}: give token ids, such as 123 = -5")
-        checked[int(key)] = _checked(item, kind, f"{name} of token {key}", where)
-    return checked
-
-
-def _unknown(name: str, value: Any, where: str, table: str | None = None) -> UserError:
-    """The error for a name that isn't there, with the nearest that is."""
-    if table is None and isinstance(value, Mapping):
-        what, here = f"table [{_plain(name)}]", list(_TABLES)
-    elif table is None:
-        what, here = f"setting {_plain(name)}", ["models_dir", *_TABLES]
-    else:
-        what, here = f"setting {table}.{_plain(name)}", _names(_TABLES[table])
-    near = _nearest(name, here)
-    if near is None and not isinstance(value, Mapping):
-        elsewhere = {own: f"{other}.{own}" for other in _TABLES for own in _names(_TABLES[other])}
-        near = elsewhere.get(_nearest(name, elsewhere) or "")
-    hint = f"did you mean {near}?" if near else f"there are {', '.join(here)}"
-    return UserError(f"unknown {what}{where}: {hint}")
-
-
-def _names(kind: type[Any]) -> list[str]:
-    return [field.name for field in fields(kind)]
-
-
-def _nearest(name: str, known: Iterable[str]) -> str | None:
-    return next(iter(difflib.get_close_matches(name.lower(), known, n=1)), None)
-
-
-def _plain(name: str) -> str:
-    """A name as the user wrote it, unless that would break the line."""
-    return name if name.isprintable() and name else repr(name)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
