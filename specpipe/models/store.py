@@ -228,6 +228,16 @@ def is_plain_name(name: str) -> bool:
     return Path(name).name == name and not name.startswith(".") and bool(name)
 
 
+def check_absent(folder: Path) -> None:
+    """Refuse to make what is there.
+
+    Raises:
+        UserError: if it is.
+    """
+    if folder.exists():
+        raise UserError(f"{folder} exists already: remove it first, or choose another name")
+
+
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """Fill a folder so that it is either complete under its name, or not there.
@@ -238,8 +248,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         UserError: if the folder exists, or can't be written.
     """
-    if folder.exists():
-        raise UserError(f"{folder} exists already: remove it first, or choose another name")
+    check_absent(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         _sweep(folder.parent)

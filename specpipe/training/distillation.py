@@ -4,9 +4,8 @@ Everything is kept in a folder beside the draft's future place until the draft i
 stage goes on where it was interrupted.
 """
 
-import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,14 +13,12 @@ from typing import Any
 
 import torch
 
-from specpipe.errors import UserError
-from specpipe.json_file import read_object
 from specpipe.models.decoder import Decoder
 from specpipe.models.loader import build, load_model
 from specpipe.models.prune import format_layers
 from specpipe.models.shape import DecoderConfig
 from specpipe.models.source import ModelSource, open_model
-from specpipe.models.store import ModelFiles, new_folder
+from specpipe.models.store import ModelFiles, check_absent, new_folder
 from specpipe.pair import read_model
 from specpipe.prompts import Question
 from specpipe.simulated_workers import Hardware
@@ -31,17 +28,14 @@ from specpipe.training.evaluation import TEMPERATURES, Judgement, Task, evaluate
 from specpipe.training.export import draft_weights, write_draft
 from specpipe.training.gathering import LONGEST, gather
 from specpipe.training.network import Network
-from specpipe.training.optimising import Curve, Schedule, Training
+from specpipe.training.optimising import Curve, Schedule, StageTold, Training
 from specpipe.training.report import Findings, write_report
-from specpipe.training.shards import Conversation, read_shard, write_atomically
+from specpipe.training.shards import Conversation, read_shard
 from specpipe.training.student import coverage, head_ids, make_student, usual_layers
+from specpipe.training.work_folder import open_work
 from specpipe.training.worth import expect, time_pair
 from specpipe.training.writing import AT_ONCE
 
-StageTold = Callable[[str, float, str], None]
-"""Called with a stage's name, the share of it that is done, and a line about it."""
-
-WORK_PREFIX = ".distill-"
 _WRITING, _LEARNING = 0.45, 0.5  # shares of the time
 _STEPS_A_PASS = 12  # guesses in the time of a pass: fewer cost more than they bring
 _HELD_OUT = 24  # conversations: enough to see a curve
@@ -95,16 +89,16 @@ class Distillation:
         *,
         told: StageTold,
     ) -> None:
-        if folder.exists():
-            raise UserError(f"{folder} exists already: remove it first, or choose another name")
+        check_absent(folder)
         self.target, self.folder, self._told = target, folder, told
         self.tokenizer, self.config = read_model(target.weights)
         worthwhile = worthwhile_layers(self.config, recipe.head_tokens)
         self.layers = recipe.layers or usual_layers(worthwhile, self.config.layers)
         self.recipe, self._questions = recipe, questions
-        self.work = folder.with_name(f"{WORK_PREFIX}{folder.name}")
-        self.work.mkdir(parents=True, exist_ok=True)
-        self._remember_recipe()
+        # Hours and threads may change on the way.
+        fixed = self._for_people() | {"target": target.name, "prompts": list(recipe.prompts)}
+        del fixed["hours"], fixed["threads"]
+        self.work = open_work(folder, "distill", fixed)
 
     def run(self) -> Findings:
         """All stages; at the end the draft is in its folder.
@@ -222,29 +216,6 @@ class Distillation:
         values = asdict(self.recipe) | {"layers": format_layers(self.layers)}
         values["prompts"] = len(self.recipe.prompts) or "written by the target"
         return values
-
-    def _remember_recipe(self) -> None:
-        """Hold what is asked for against what an interrupted run was asked for.
-
-        Raises:
-            UserError: if they differ in what can't change on the way.
-        """
-        fixed = self._for_people() | {
-            "target": self.target.name,
-            "prompts": list(self.recipe.prompts),
-        }
-        fixed = {name: fixed[name] for name in fixed if name not in ("hours", "threads")}
-        path = self.work / "recipe.json"
-        if not path.exists():
-            write_atomically(path, json.dumps(fixed).encode())
-            return
-        before = read_object(path)
-        for name, value in fixed.items():
-            if before.get(name) != value:
-                raise UserError(
-                    f"{name} is {value!r:.60}, and {self.work} holds a distillation with "
-                    f"{before.get(name)!r:.60}: ask for the same, or remove that folder"
-                )
 
 
 def worthwhile_layers(config: DecoderConfig, head_tokens: int) -> int:

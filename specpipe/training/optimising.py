@@ -22,6 +22,12 @@ from specpipe.training.shards import write_atomically
 Told = Callable[[float, str], None]
 """Called with the share that is done, and a line about it."""
 
+StageTold = Callable[[str, float, str], None]
+"""As Told, with a stage's name first."""
+
+_SAVE_S = 60.0  # between checkpoints: as much is lost at most
+_AVERAGED = 20  # steps in an entry of the curve
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
@@ -61,7 +67,7 @@ class Schedule:
         else:
             left = min(1.0, (1 - share) / self.decay)
         left = self.lowest + (1 - self.lowest) * left
-        return self.learning_rate * left * min(1.0, (step + 1) / self.warmup)
+        return self.learning_rate * left * min(1.0, (step + 1) / max(1, self.warmup))
 
 
 @dataclass(slots=True)
@@ -82,7 +88,7 @@ class Curve:
 
 
 class Training:
-    """Trains a network; what there is of it is on disk after each `every` steps.
+    """Trains a network; what there is of it is on disk after each `every` steps, or a minute.
 
     Args:
         network: whose parameters that require a gradient are trained.
@@ -91,7 +97,11 @@ class Training:
         slower: parameters whose names begin so learn at a third of the rate.
         weight_decay: of matrices.
         clip: longest gradient.
-        every: steps between checkpoints and looks at what is held out.
+        every: steps between looks at what is held out; a checkpoint follows each.
+        recipe: what is trained by, in one text; a checkpoint of another one is refused.
+
+    Raises:
+        UserError: if there is a checkpoint that is broken, or of another model or recipe.
     """
 
     def __init__(
@@ -104,8 +114,10 @@ class Training:
         weight_decay: float = 0.01,
         clip: float = 1.0,
         every: int = 200,
+        recipe: str = "",
     ) -> None:
         self.network, self.schedule, self.step, self.curve = network, schedule, 0, Curve()
+        self._recipe, self._recent = recipe, list[float]()
         self._checkpoint, self._clip, self._every = checkpoint, clip, every
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for name, parameter in network.named_parameters():
@@ -143,19 +155,22 @@ class Training:
             UserError: if the loss is no number any more, or a checkpoint can't be written.
         """
         self.network.train()
-        recent: list[float] = []
         begun = time.monotonic() - self.curve.seconds
+        saved = self.curve.seconds
         while (share := self.schedule.share(self.step, self.curve.seconds)) < 1:
-            recent.append(self._take_step(loss, share, accumulate))
+            self._recent.append(self._take_step(loss, share, accumulate))
             self.step += 1
             self.curve.seconds = time.monotonic() - begun
-            if len(recent) == 20:
-                self.curve.train.append((self.step, sum(recent) / len(recent)))
-                recent.clear()
-            if self.step % self._every == 0:
+            if len(self._recent) == _AVERAGED:
+                self.curve.train.append((self.step, sum(self._recent) / _AVERAGED))
+                self._recent.clear()
+            looks = self.step % self._every == 0
+            if looks:
                 self._look(held_out)
+            if looks or self.curve.seconds - saved >= _SAVE_S:
                 self.save()
-                begun = time.monotonic() - self.curve.seconds  # neither is counted
+                saved = self.curve.seconds
+                begun = time.monotonic() - saved  # neither is counted
             told(self.schedule.share(self.step, self.curve.seconds), self._line())
         if not self.curve.held_out or self.curve.held_out[-1][0] != self.step:
             self._look(held_out)
@@ -174,7 +189,11 @@ class Training:
             "trained": trained,
             "optimizer": self._optimizer.state_dict(),
             "random": torch.get_rng_state(),
+            "recipe": self._recipe,
+            "recent": self._recent,
         }
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            state["random_cuda"] = torch.cuda.get_rng_state_all()
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_atomically(self._checkpoint, buffer.getvalue())
@@ -216,17 +235,26 @@ class Training:
         if not self._checkpoint.exists():
             return
         state = read_checkpoint(self._checkpoint)
+        # Distillation keeps its recipe beside the checkpoint, and old ones have none.
+        if state.get("recipe", "") != self._recipe:
+            raise UserError(
+                f"{self._checkpoint} is of another recipe: ask for that one again, or remove the "
+                "file to begin anew"
+            )
         try:
-            self.step, self.curve = state["step"], Curve(**state["curve"])
+            self.step, self.curve = int(state["step"]), Curve(**state["curve"])
+            self._recent = [float(loss) for loss in state.get("recent", [])]
             self._optimizer.load_state_dict(state["optimizer"])
             torch.set_rng_state(state["random"])
-            missing = self.network.load_state_dict(state["trained"], strict=False)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            if cuda := state.get("random_cuda"):
+                torch.cuda.set_rng_state_all(cuda)
+            found = self.network.load_state_dict(state["trained"], strict=False)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(
                 f"{self._checkpoint} is from another model ({reason:.120}): remove it to begin anew"
             ) from None
-        assert not missing.unexpected_keys
+        assert not found.unexpected_keys
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -4,9 +4,11 @@ A shard appears whole or not at all, so work that was interrupted goes on after 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,10 +107,21 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         UserError: if it can't be written.
     """
+    with written_atomically(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def written_atomically(path: Path) -> Iterator[BinaryIO]:
+    """As `write_atomically`, for what is too much to be held; yields the file.
+
+    Raises:
+        UserError: if it can't be written.
+    """
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
