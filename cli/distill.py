@@ -84,7 +84,8 @@ def distill(target: str, out: str, models_dir: Path | None, **options: Any) -> N
                 f"{question.text!r:.60}: judge by prompts that the draft does not learn from"
             )
     # Late, since torch is slow to import.
-    from specpipe.training.distillation import Distillation, Recipe, StageTold  # noqa: PLC0415
+    from specpipe.training.distillation import Distillation, Recipe  # noqa: PLC0415
+    from specpipe.training.optimising import StageTold  # noqa: PLC0415
 
     progress: StageTold = Progress()
     count = open_model(files.weights).config.layers

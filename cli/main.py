@@ -19,6 +19,7 @@ COMMANDS = {
     "run": "Complete a prompt and stream the answer.",
     "verify": "Compare the pipeline's answers with the target's own.",
     "models": "Fetch, list, show and prune models.",
+    "train": "Train a model from scratch on text files.",
     "distill": "Make a draft for a target.",
     "trace": "Draw what happened when in a run.",
     "bench": "Measure the pipeline, and pairs and models, on this machine.",

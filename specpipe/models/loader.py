@@ -180,7 +180,8 @@ def torch_device(name: str) -> "torch.device":
         return torch.device("cpu")
     if device.type != "cuda":
         raise UserError(f"device {name!r} is unknown: use cpu or cuda:N")
-    if (device.index or 0) >= torch.cuda.device_count():
+    # torch keeps a byte of the index.
+    if int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
         raise UserError(
             f"device {name!r} does not exist: torch sees {torch.cuda.device_count()} CUDA devices"
         )

@@ -83,7 +83,7 @@ def test_help_and_version_load_neither_torch_nor_ray():
 
 def test_the_shell_completes_commands_and_values(smollm2, smollm2_pruned, monkeypatch):
     monkeypatch.setenv("SPECPIPE_MODELS", str(smollm2.folder.parent))
-    assert in_words("d") == {"doctor"}
+    assert in_words("do") == {"doctor"}
     assert {"smollm2", "smollm2-pruned", "none"} <= in_words("run", "--draft", "")
     assert in_words("run", "--drafter", "n") == {"ngram"}
     assert "--show-accepted" in in_words("run", "--show")

@@ -86,6 +86,7 @@ def test_a_context_that_no_memory_holds_is_refused_before_weights_are_read(
         ({"dtype": "bfloat16"}, "bfloat16 needs a CUDA device"),
         ({"device": "tpu"}, "device 'tpu' is unknown: use cpu or cuda:N"),
         ({"device": "cuda:99"}, "device 'cuda:99' does not exist"),
+        ({"device": "cuda:977"}, "device 'cuda:977' does not exist"),
     ],
 )
 def test_settings_that_cannot_be_had_are_named(tiny_gguf, options, what) -> None:
