@@ -212,7 +212,7 @@ class RayConfig:
             raise UserError(f"num_cpus is {self.num_cpus}: it must be 0 or a positive number")
 
 
-_DEFAULT_DRAFT = DraftConfig("smollm2-pruned")
+_DEFAULT_DRAFT = DraftConfig("smollm2-draft")
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ def smollm2() -> ModelFiles:
 
 @pytest.fixture(scope="session")
 def smollm2_pruned() -> ModelFiles:
-    """The default draft, which `make test` makes of it."""
+    """A draft much like its target: some of its layers, which `make test` puts together."""
     return _installed("smollm2-pruned")
 
 

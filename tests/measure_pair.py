@@ -30,11 +30,11 @@ SETTINGS = {
         },
         "pipeline": {"policy": "take_all"},
     },
-    "pruned draft, take_all": {
+    "draft, take_all": {
         "draft": {"drafter": "model"},
         "pipeline": {"policy": "take_all"},
     },
-    "pruned and look-ups, elastic": {},
+    "draft and look-ups, elastic": {},
 }
 
 

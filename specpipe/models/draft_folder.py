@@ -2,8 +2,8 @@
 
 Its folder holds config.json,
 
-    {"model_type": "specpipe_draft", "target": "smollm2", "fingerprint": "9f1c…", "layers": 4,
-     "context_length": 2048, "head_ids": [0, 1, 2, 5, …]}
+    {"model_type": "specpipe_draft", "target": "smollm2", "fingerprint": "9f1c…",
+     "num_hidden_layers": 4, "max_position_embeddings": 2048, "head_ids": [0, 1, 2, 5, …]}
 
 and model.safetensors with the weights under our own names, arranged as the target's are. `target`
 is a model in the same folder as the draft's own, or a path. The fingerprint is that of the
@@ -83,8 +83,8 @@ def open_draft(folder: Path, target: DecoderConfig, read: Read) -> tuple[Decoder
     settings = Settings(read_object(folder / CONFIG_FILE), folder / CONFIG_FILE)
     config = replace(
         target,
-        layers=settings.integer("layers"),
-        context_length=min(settings.integer("context_length"), target.context_length),
+        layers=settings.integer("num_hidden_layers"),
+        context_length=min(settings.integer("max_position_embeddings"), target.context_length),
         head_ids=_head_ids(settings, target.vocab_size),
     )
     shared = {name: shape for name, shape in config.weight_shapes() if name in _SHARED}

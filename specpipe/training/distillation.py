@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from specpipe.errors import UserError
 from specpipe.models.decoder import Decoder
 from specpipe.models.loader import build, load_model
 from specpipe.models.prune import format_layers
@@ -24,9 +25,16 @@ from specpipe.prompts import Question
 from specpipe.simulated_workers import Hardware
 from specpipe.tokenizer import Tokenizer
 from specpipe.training.distilling import Lessons
-from specpipe.training.evaluation import TEMPERATURES, Judgement, Task, evaluate, make_drafters
+from specpipe.training.evaluation import (
+    LONGEST_ANSWER,
+    TEMPERATURES,
+    Judgement,
+    Task,
+    evaluate,
+    make_drafters,
+)
 from specpipe.training.export import draft_weights, write_draft
-from specpipe.training.gathering import LONGEST, gather
+from specpipe.training.gathering import gather
 from specpipe.training.network import Network
 from specpipe.training.optimising import Curve, Schedule, StageTold, Training
 from specpipe.training.report import Findings, write_report
@@ -92,9 +100,15 @@ class Distillation:
         check_absent(folder)
         self.target, self.folder, self._told = target, folder, told
         self.tokenizer, self.config = read_model(target.weights)
+        if self.config.head_ids is not None:
+            raise UserError(f"{target.name} is a draft itself: name the target that it is for")
         worthwhile = worthwhile_layers(self.config, recipe.head_tokens)
         self.layers = recipe.layers or usual_layers(worthwhile, self.config.layers)
-        self.recipe, self._questions = recipe, questions
+        self.recipe = recipe
+        self._tasks = [
+            Task(_encoded(self.tokenizer, each.text), each.category) for each in questions
+        ]
+        self._check_tasks()
         # Hours and threads may change on the way.
         fixed = self._for_people() | {"target": target.name, "prompts": list(recipe.prompts)}
         del fixed["hours"], fixed["threads"]
@@ -115,7 +129,7 @@ class Distillation:
         source = open_model(self.target.weights)
         network = make_student(source, self.layers, ids, _CONTEXT)
         curve = self._learned(network, lessons, held_out)
-        judgements, times = self._judged(_decoder(network, source, usable))
+        judgements, times = self._judged(_decoder(network, source, usable, self._judged_context()))
         findings = Findings(
             target=self.target.name,
             draft=self.folder.name,
@@ -183,16 +197,13 @@ class Distillation:
             threads=max(1, self.recipe.threads - 1),  # as in a pipeline: the draft has one core
             num_slots=AT_ONCE,
             output_size=self.tokenizer.used_size,
-            context_length=min(LONGEST, self.config.context_length),
+            context_length=self._judged_context(),
         )
-        tasks = [
-            Task(_encoded(self.tokenizer, each.text), each.category) for each in self._questions
-        ]
-        stops, parts = self.tokenizer.stop_token_ids, len(tasks) + 1
+        stops, parts = self.tokenizer.stop_token_ids, len(self._tasks) + 1
         times = time_pair(target, draft)
         drafters, found = make_drafters(draft, target.context_length), {}
         for number, temperature in enumerate(TEMPERATURES):
-            work = evaluate(target, drafters, tasks, stops, temperature=temperature)
+            work = evaluate(target, drafters, self._tasks, stops, temperature=temperature)
             for part, judgement in enumerate(work, number * parts):
                 share = min(1.0, part / (parts * len(TEMPERATURES)))
                 self._told("judging", share, f"answers at temperature {temperature:g}")
@@ -210,6 +221,23 @@ class Distillation:
         shutil.rmtree(self.work)
 
     # -- details
+
+    def _judged_context(self) -> int:
+        return max(len(task.prompt) for task in self._tasks) + LONGEST_ANSWER
+
+    def _check_tasks(self) -> None:
+        """Refuse prompts that the target can't answer.
+
+        Raises:
+            UserError: naming the first.
+        """
+        room = self.config.context_length - LONGEST_ANSWER
+        for number, task in enumerate(self._tasks, 1):
+            if len(task.prompt) > room:
+                raise UserError(
+                    f"prompt {number} to judge by has {len(task.prompt)} tokens; beside an answer "
+                    f"the context of {self.target.name} has room for {room}: leave it out"
+                )
 
     def _for_people(self) -> dict[str, Any]:
         """The recipe as `source.json` and the report have it."""
@@ -235,14 +263,16 @@ def _encoded(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encode_chat([{"role": "user", "content": text}])
 
 
-def _decoder(network: Network, target: ModelSource, output_size: int) -> Decoder:
+def _decoder(
+    network: Network, target: ModelSource, output_size: int, context_length: int
+) -> Decoder:
     """The draft as it runs on a CPU, with one slot."""
     own = draft_weights(network, target.config)
     config = replace(
         target.config,
         layers=network.config.layers,
         head_ids=network.config.head_ids,
-        context_length=min(LONGEST, target.config.context_length),
+        context_length=context_length,
         output_size=output_size,
     )
     source = ModelSource(

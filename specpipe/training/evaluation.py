@@ -22,6 +22,9 @@ from specpipe.sampler import MOST_LAW_TOKENS, Guess, Sampler
 from specpipe.sampling import Sampling
 from specpipe.training.writing import AT_ONCE
 
+LONGEST_ANSWER = 128
+"""Tokens of an answer that is judged."""
+
 BLOCKS = (1, 2, 3, 5, 8)
 TEMPERATURES = (0.0, 1.0)
 SOURCES = ("model", "ngram", "hybrid")
@@ -92,7 +95,7 @@ def evaluate(
     stop_token_ids: Sequence[int],
     *,
     temperature: float,
-    most: int = 128,
+    most: int = LONGEST_ANSWER,
 ) -> Iterator[Judgement | None]:
     """Have tasks answered, and judge the draft by the answers.
 

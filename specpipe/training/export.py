@@ -50,8 +50,8 @@ def write_draft(
         "model_type": MODEL_TYPE,
         "target": named,
         "fingerprint": fingerprint(network.token_embd.weight.detach().numpy()),
-        "layers": config.layers,
-        "context_length": config.context_length,
+        "num_hidden_layers": config.layers,
+        "max_position_embeddings": config.context_length,
         "head_ids": list(config.head_ids),
     }
     (folder / CONFIG_FILE).write_text(json.dumps(about) + "\n", encoding="utf-8")

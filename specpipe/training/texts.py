@@ -77,7 +77,7 @@ def find_texts(patterns: Sequence[str], name: str) -> Texts:
 
 
 def _piece(file: TextIO) -> str:
-    """Up to the end of a line, if there is one near: words that are cut are other tokens."""
+    """Up to the end of a line, if it is a block away at most: what is cut is other tokens."""
     block = file.read(_BLOCK)
     return block + file.readline(_BLOCK) if block else ""
 

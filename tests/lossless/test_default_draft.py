@@ -1,0 +1,48 @@
+"""The draft that comes with specpipe: whole, for the default target, and worth its time."""
+
+import hashlib
+from itertools import islice
+
+import pytest
+
+from specpipe.config import Config
+from specpipe.models.loader import load_model
+from specpipe.models.store import read_source
+from specpipe.pair import ModelPair
+from specpipe.prompts import own_questions
+from specpipe.training.evaluation import Task, evaluate, make_drafters
+from tests.conftest import SAVED_MODELS
+
+
+@pytest.fixture(scope="module")
+def pair(smollm2) -> ModelPair:
+    return ModelPair.find(Config().override(models_dir=str(SAVED_MODELS)))
+
+
+def test_its_weights_are_those_that_were_made(pair) -> None:
+    """A file that was cut short in a checkout, or kept by reference, loads as noise if at all."""
+    source = read_source(pair.draft.folder)
+    weights = pair.draft.folder / source["file"]
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == source["sha256"]
+    assert source["base_sha256"] == read_source(pair.target.folder)["sha256"]
+    assert weights.stat().st_size < 60e6
+    assert source["licence"] == "Apache-2.0"
+
+
+def test_it_guesses_what_its_target_says(pair) -> None:
+    """A head whose outputs are shifted, or layers in another order, guess nothing right."""
+    target = load_model(
+        pair.target.weights, num_slots=96, output_size=pair.tokenizer.used_size, context_length=1024
+    )
+    draft = load_model(
+        pair.draft.weights, dtype="int8", output_size=pair.tokenizer.used_size, context_length=1024
+    )
+    tasks = [
+        Task(pair.encode(each.text), each.category) for each in islice(own_questions(), 0, 24, 6)
+    ]
+    drafters = make_drafters(draft, 1024)
+    stops = pair.tokenizer.stop_token_ids
+    *_, judged = evaluate(target, drafters, tasks, stops, temperature=0.0, most=48)
+    assert judged is not None
+    assert judged.acceptance["model"] > 0.3
+    assert judged.acceptance["hybrid"] > judged.acceptance["ngram"]

@@ -1,0 +1,208 @@
+"""From a target to its draft: what is learned, what is kept, what is told."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from specpipe.config import Config
+from specpipe.errors import UserError
+from specpipe.models.loader import load_model
+from specpipe.models.source import open_model
+from specpipe.pair import ModelPair
+from specpipe.policy_comparison import LEAST_TOKENS
+from specpipe.prompts import Question
+from specpipe.training import distillation, gathering, worth
+from specpipe.training.distillation import Distillation, Recipe, worthwhile_layers
+from specpipe.training.distilling import Lessons, cross_entropy
+from specpipe.training.shards import LAW_TOKENS, Conversation
+from specpipe.training.student import coverage, head_ids, make_student, usual_layers
+from tests.unit.training.chat_model import make_chat_model, make_draft
+
+QUESTIONS = [Question("Why?", "short"), Question("Say it again: over and over", "copy")]
+HOURS = 5 / 3600
+
+
+@pytest.fixture
+def target(tmp_path):
+    return make_chat_model(tmp_path / "target")
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Stages of seconds."""
+    monkeypatch.setattr(gathering, "_CONVERSATIONS", 16)
+    monkeypatch.setattr(worth, "_TOKENS", LEAST_TOKENS)
+    monkeypatch.setattr(gathering, "LONGEST", 96)
+    monkeypatch.setattr(distillation, "_LOOK_EVERY", 10)
+
+
+def distil(target, folder, told=lambda *line: None, **changes):
+    recipe = Recipe(**{"hours": HOURS, "head_tokens": 200} | changes)
+    return Distillation(target, folder, recipe, QUESTIONS, told=told)
+
+
+def conversation(tokens, written, laws) -> Conversation:
+    ids = np.zeros((len(laws), LAW_TOKENS), np.int32)
+    logprobs = np.full((len(laws), LAW_TOKENS), -np.inf, np.float16)
+    for row, law in enumerate(laws):
+        ids[row, : len(law)] = list(law)
+        logprobs[row, : len(law)] = np.log(list(law.values()))
+    return Conversation(np.array(tokens, np.int32), np.array(written), ids, logprobs, 1)
+
+
+def test_the_loss_is_the_cross_entropy_of_the_laws() -> None:
+    """Checked by hand: what the head doesn't cover counts for nothing, and rows count alike."""
+    logits = torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.0, 0.0]])
+    places, chances = torch.tensor([[2, 0], [1, 0]]), torch.tensor([[0.6, 0.3], [1.0, 0.0]])
+    logq = logits.log_softmax(-1)
+    first = -(0.6 * logq[0, 2] + 0.3 * logq[0, 0])
+    expected = (first - logq[1, 1]) / 2
+    torch.testing.assert_close(cross_entropy(logits, places, chances), expected)
+
+
+def test_a_draft_learns_what_follows_and_not_what_stands_there(target) -> None:
+    """With laws one place off, the loss falls as well, and the draft is never right."""
+    source = open_model(target.weights)
+    network = make_student(source, (0, 1, 2, 3), tuple(range(264)), 128)
+    tokens = [5, 9, 17, 30, 41]
+    with torch.no_grad():
+        hidden = network(torch.tensor([tokens]))
+        logq = network.logits(hidden)[0].log_softmax(-1)
+    # The target alone, all layers of it: its law at each place is what the network says before.
+    laws = [{token: 1.0} for token in tokens[1:]]
+    lessons = Lessons([conversation(tokens, [False] + [True] * 4, laws)], range(264), 264)
+    loss, count = lessons.loss(network, 0)
+    expected = -sum(logq[at, token] for at, token in enumerate(tokens[1:])) / 4
+    torch.testing.assert_close(loss, expected)
+    assert count == 5
+
+
+def test_a_student_of_all_layers_is_its_target(target) -> None:
+    """Queries arranged for the wrong rotary pairs, or a layer in another's place, would differ."""
+    source = open_model(target.weights)
+    ids = tuple(range(3, 264, 2))
+    network = make_student(source, (0, 1, 2, 3), ids, 128)
+    tokens = [5, 9, 17, 30, 41, 9, 9]
+    with torch.no_grad():
+        ours = network.logits(network(torch.tensor([tokens])))[0].numpy()
+    model = load_model(target.weights, dtype="float32")
+    theirs = model.forward(model.open(), tokens, len(tokens))
+    np.testing.assert_allclose(ours, theirs[:, ids], atol=1e-4)
+    assert not network.token_embd.weight.requires_grad, "shared, so it must stay as it is"
+
+
+def test_batches_are_the_same_whenever_one_begins(target) -> None:
+    """A run that goes on would see some conversations twice, and others never."""
+    data = [
+        conversation([1] * n, [False] + [True] * (n - 1), [{2: 1.0}] * (n - 1))
+        for n in range(400, 1000, 20)
+    ]
+    network = make_student(open_model(target.weights), (0,), tuple(range(10)), 1024)
+    seen: list[int] = []
+
+    def counted(number: int) -> int:
+        return Lessons(data, range(10), 264, seed=1).loss(network, number)[1]
+
+    with torch.no_grad():
+        one = Lessons(data, range(10), 264, seed=1)
+        seen = [one.loss(network, number)[1] for number in range(2 * one.epoch)]
+        assert seen == [counted(number) for number in range(2 * one.epoch)]
+    whole = sum(len(each.tokens) for each in data)
+    assert sum(seen[: one.epoch]) == sum(seen[one.epoch :]) == whole
+    assert seen[: one.epoch] != seen[one.epoch :], "another order each time"
+
+
+def test_a_head_covers_what_is_written_most() -> None:
+    """And always what ends a text, or a draft would guess on past every end."""
+    data = [conversation([0, 7, 7, 5, 5, 5, 3], [False] + [True] * 6, [{1: 1.0}] * 6)]
+    assert head_ids(data, 3, 100, [90]) == (5, 7, 90)
+    assert head_ids(data, 5, 100, [90]) == (0, 3, 5, 7, 90), "unseen ones by rising ids"
+    assert coverage(data, (5, 7)) == pytest.approx(5 / 6)
+    assert head_ids(data, 1000, 20, [2]) == tuple(range(20))
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(1, (0,)), (3, (0, 1, 9)), (4, (0, 1, 8, 9)), (12, tuple(range(10)))]
+)
+def test_the_first_and_the_last_layers_are_the_usual_ones(count, expected) -> None:
+    """Those between matter least: without the last ones nothing fits the head."""
+    assert usual_layers(count, 10) == expected
+
+
+def test_the_usual_size_is_a_twelfth_of_the_target(smollm2) -> None:
+    """A size that nobody chose must be small beside its target, and more than nothing."""
+    config = open_model(smollm2.weights).config
+    assert worthwhile_layers(config, 8192) == 5
+    assert worthwhile_layers(config, 49152) == 2, "a large head leaves no room for layers"
+
+
+def test_a_draft_is_made_run_and_reported(target, small, tmp_path) -> None:
+    """The whole way: what is installed must be what was trained, and be found by its target."""
+    stages = []
+    findings = distil(target, tmp_path / "draft", lambda *line: stages.append(line[0])).run()
+    assert list(dict.fromkeys(stages)) == ["writing", "learning", "judging"]
+    held_out = [loss for _, loss in findings.curve.held_out]
+    assert held_out[-1] < held_out[0] - 0.1, "it learns"
+    assert not (tmp_path / ".distill-draft").exists(), "nothing is left of the work"
+    names = {path.name for path in (tmp_path / "draft").iterdir()}
+    assert names == {
+        *("config.json", "model.safetensors", "source.json"),
+        *("report.md", "evaluation.json", "curves.png"),
+    }
+    evaluation = json.loads((tmp_path / "draft" / "evaluation.json").read_text())
+    assert evaluation["judgements"]["0.0"]["by_category"].keys() == {"short", "copy"}
+    for judged in findings.judgements.values():
+        assert judged.tokens == len(judged.guesses["model"]) > 20
+        rights = [guess.right for guess in judged.guesses["model"]]
+        assert judged.acceptance["model"] == pytest.approx(np.mean(rights))
+        assert all(length >= 1 for length in judged.lengths["hybrid"].values())
+    assert findings.verdict in (tmp_path / "draft" / "report.md").read_text()
+    config = Config().override(
+        models_dir=str(tmp_path), target={"model": "target"}, draft={"model": "draft"}
+    )
+    pair = ModelPair.find(config)
+    assert pair.draft is not None
+    draft = load_model(pair.draft.weights, dtype="float32")
+    logits = draft.forward(draft.open(), [5, 9], 1)
+    assert np.isfinite(logits).sum() >= 200
+
+
+def test_an_interrupted_distillation_goes_on(target, small, tmp_path) -> None:
+    """Begun again, hours are lost; with another recipe it would be neither one nor the other."""
+
+    def stop(stage, share, line):
+        if stage == "learning" and share > 0.4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distil(target, tmp_path / "draft", stop).run()
+    work = tmp_path / ".distill-draft"
+    shards = {path.name: path.read_bytes() for path in (work / "data").iterdir()}
+    step = torch.load(work / "checkpoint.pt", weights_only=True)["step"]
+    assert step > 0
+    with pytest.raises(UserError, match=r"learning_rate is 0.1, and .* 0.002: ask for the same"):
+        distil(target, tmp_path / "draft", learning_rate=0.1)
+    lines = []
+    going_on = distil(target, tmp_path / "draft", lambda *line: lines.append(line))
+    findings = going_on.run()
+    assert not [line for line in lines if line[0] == "writing"]
+    first = next(line for line in lines if line[0] == "learning")
+    assert first[2].startswith(f"step {step + 1}")
+    assert len(shards) * 16 == findings.conversations
+
+
+def test_what_cannot_be_done_is_said_before_any_work(target, small, tmp_path) -> None:
+    """Not after hours."""
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UserError, match="there exists already"):
+        distil(target, tmp_path / "there")
+    with pytest.raises(UserError, match=r"prompt 1 to judge by has .* room for 384"):
+        Distillation(
+            target, tmp_path / "draft", Recipe(HOURS), [Question("a" * 500)],
+            told=lambda *line: None,
+        )  # fmt: skip
+    draft = make_draft(tmp_path / "draft", target)
+    with pytest.raises(UserError, match="is a draft itself"):
+        distil(draft, tmp_path / "drafts-draft")
