@@ -62,6 +62,11 @@ class TextTraining:
         validation = config.text.validation
         self._unseen = find_texts(validation, "text.validation") if validation else None
         end, path = config.tokenizer.end, config.tokenizer.path
+        if path is not None and not Path(path).is_file():
+            raise UserError(
+                f"tokenizer.path is {path!r:.100}, which is no file here ({Path.cwd()}): mend it, "
+                "or train the model first that it is to come from"
+            )
         self._given = None if path is None else read_tokenizer(Path(path).parent, end)
         # A token stands for a byte at least.
         _require_length(self._texts.size, config, "bytes")

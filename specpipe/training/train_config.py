@@ -19,7 +19,7 @@ DTYPES = ("auto", "float32", "bfloat16")
 LEAST_VOCABULARY = 257
 """Tokens: one for each byte, and the one that ends a text."""
 
-_MOST_VOCABULARY = 1 << 20
+_MOST_VOCABULARY = 1 << 18  # a larger one's file would not be read
 _MANY = 1 << 40  # of what is only counted
 _FFN_GRAIN = 64
 

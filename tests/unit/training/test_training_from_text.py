@@ -46,7 +46,7 @@ def test_it_learns(made) -> None:
     _, findings = made
     (_, first), *_, (step, last) = findings.curve.held_out
     assert step == 150
-    assert last < first - 0.1
+    assert last < first - 0.2
     assert last < np.log(findings.vocabulary) - 1.5  # the tokens' own frequencies give less
     assert findings.curve.tokens == 150 * 4 * 64
 
@@ -105,7 +105,8 @@ def test_a_vocabulary_can_be_that_of_another_model(made, tmp_path) -> None:
 def test_what_is_validated_by_can_be_other_files(tmp_path) -> None:
     text = {"validation": [str(ROOT / "CONTRIBUTING.md")]}
     findings = train(tmp_path / "m", text=text, training={"steps": 2})
-    assert findings.held_out_tokens < findings.text_tokens / 10
+    whole = train(tmp_path / "w", training={"steps": 2})
+    assert findings.text_tokens == whole.text_tokens + whole.held_out_tokens - 1
 
 
 def test_a_text_that_repeats_too_little_gives_a_smaller_vocabulary(tmp_path) -> None:
@@ -252,7 +253,7 @@ BAD = {
     ),
     "no tokenizer": (
         lambda tmp: {"tokenizer": {"path": f"{tmp}/no/tokenizer.json", "vocab_size": None}},
-        ["no/tokenizer.json"],
+        ["tokenizer.path is ", "no/tokenizer.json", "train the model first"],
     ),
     "no GPU": (lambda tmp: {"training": {"device": "cuda:977"}}, ["cuda:977"]),
     "bfloat16 on a CPU": (lambda tmp: {"training": {"dtype": "bfloat16"}}, ["bfloat16", "CUDA"]),
