@@ -34,7 +34,7 @@ def pair(target: str, drafts: tuple[str, ...], **options: Any) -> None:
     goes through the simulator. The look-ups of `--drafter hybrid` come on top. Let the machine be
     idle.
 
-    Example: specpipe bench pair smollm2 smollm2-pruned
+    Example: specpipe bench pair smollm2 smollm2-draft
     """
     from specpipe.actors.cluster import gpu_count, ray_session  # noqa: PLC0415 (slow, as are these)
     from specpipe.actors.pipeline import Pipeline  # noqa: PLC0415

@@ -37,6 +37,7 @@ def finish(process):
     return out, err
 
 
+@pytest.mark.slow
 def test_all_scenarios_and_going_on_after_an_interruption(
     smollm2, smollm2_pruned, tmp_path, capsys
 ):

@@ -32,6 +32,7 @@ def test_the_last_line_is_json():
     assert results[2]["speedup"] > max(results[0]["speedup"], results[1]["speedup"]) > 1
 
 
+@pytest.mark.slow
 def test_the_grid_is_complete_and_is_written_down(tmp_path):
     """A table in the repository that nobody can make again is worth nothing."""
     flags = ("--grid", "--tokens", 1320, "--policy", "serial:1", "--policy", "take_all")

@@ -55,6 +55,7 @@ def compare(smollm2, reference, count):
         assert gap < EXPLAINED, f"token {at} differs, and the logits by {gap}"
 
 
+@pytest.mark.slow
 def test_one_prompt(smollm2, reference):
     compare(smollm2, reference, 1)
 

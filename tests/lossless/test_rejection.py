@@ -10,7 +10,7 @@ import itertools
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -188,19 +188,27 @@ FAR = 5.0
 """Beyond this, chance is no explanation; fixed seeds make it a fact rather than a risk."""
 
 
+def _some_slow(names: Iterable[str], *quick: str) -> list[Any]:
+    """Parameters, of which all but a few wait for the long tests."""
+    slow = pytest.mark.slow
+    return [pytest.param(name, marks=[] if name in quick else slow) for name in names]
+
+
 @pytest.fixture(scope="module")
 def exact() -> Exact:
     return law()
 
 
-@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("name", _some_slow(POLICIES, "take all, drafting on", "until in doubt"))
 def test_texts_follow_the_targets_law(name: str, exact: Exact) -> None:
     """The rule's whole promise: recovered, bonus and accepted tokens together."""
     assert distance(count(POLICIES[name]), exact) < FAR
 
 
 @pytest.mark.parametrize(
-    "options", [{"top_k": 3}, {"top_p": 0.8, "repetition_penalty": 1.5}], ids=str
+    "options",
+    [{"top_k": 3}, pytest.param({"top_p": 0.8, "repetition_penalty": 1.5}, marks=pytest.mark.slow)],
+    ids=str,
 )
 def test_filters_and_penalties_are_part_of_the_law(options: dict[str, float]) -> None:
     """A filter that one side applies and the other doesn't; penalties that see too few tokens."""
@@ -208,6 +216,7 @@ def test_filters_and_penalties_are_part_of_the_law(options: dict[str, float]) ->
     assert distance(counts, law(**options)) < FAR
 
 
+@pytest.mark.slow
 def test_one_percent_of_bias_would_be_seen() -> None:
     """A test of the law that is too weak to fail."""
     counts = count(POLICIES["blocks of two"])
@@ -372,7 +381,10 @@ def _eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_eager")
-@pytest.mark.parametrize("name", ["blocks of two", "take all, drafting on", "in company"])
+@pytest.mark.parametrize(
+    "name",
+    _some_slow(["blocks of two", "take all, drafting on", "in company"], "take all, drafting on"),
+)
 def test_texts_follow_the_law_where_guesses_are_looked_up(name: str, exact: Exact) -> None:
     """Point masses beside drawn tokens, in one chain, judged in any company."""
     assert distance(count_drafted(POLICIES.get(name, COMPANY)), exact) < FAR

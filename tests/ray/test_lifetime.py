@@ -151,6 +151,7 @@ def started_ray(tmp_path):
     process.wait(30)
 
 
+@pytest.mark.slow
 def test_a_ray_at_an_address_is_used_and_left_running(alone, nothing_left, started_ray):
     """Ray sends its token to `auto` alone, and turned us away at its own address."""
     flags = ["--no-draft", "--max-tokens", "4", "--prompt", "Hello", "--address", started_ray]

@@ -205,12 +205,14 @@ def name_of(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", name[0]).lower()
 
 
+PROVIDERS = packages_distributions()
+
+
 def used(files: list[Path]) -> set[str]:
     """The distributions that files import; a package that isn't installed goes by its own name."""
     packages = {name.split(".")[0] for path in files for name in imports(path)}
     packages -= {*sys.stdlib_module_names, "specpipe", "tests"}
-    providers = packages_distributions()
-    return {name_of(name) for package in packages for name in providers.get(package, [package])}
+    return {name_of(name) for package in packages for name in PROVIDERS.get(package, [package])}
 
 
 def test_dependencies_are_those_that_are_imported() -> None:
