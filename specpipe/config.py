@@ -86,7 +86,8 @@ class DraftConfig(ModelConfig):
             DRAFTERS. `ngram` needs no model, and no device of its own.
         remember: tokens of past outputs that all requests look up in; 0: none.
         head_tokens: how many tokens the model can guess from the beginning, the lowest ids and the
-            end tokens; others once the text has them. 0: all; None: as is usual for the backend.
+            end tokens; others once the text has them. 0: all; None: as is usual for the backend. A
+            distilled draft has a head for some tokens of its own, and no other.
 
     Raises:
         UserError: as ModelConfig; for an unknown drafter or a value out of range.
