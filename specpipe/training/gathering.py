@@ -1,7 +1,7 @@
 """The first stage of a distillation: the target writes what the draft is to learn from."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from specpipe.models.loader import load_model
@@ -9,6 +9,7 @@ from specpipe.models.source import open_model
 from specpipe.models.store import ModelFiles
 from specpipe.tokenizer import Tokenizer
 from specpipe.training.frame import Frame
+from specpipe.training.optimising import Told
 from specpipe.training.scripts import Director, check_prompts
 from specpipe.training.shards import Conversation, read_shard, shard_seconds, write_shard
 from specpipe.training.writing import AT_ONCE, LONGEST_REPLY, write
@@ -20,9 +21,6 @@ _CONVERSATIONS = 2 * AT_ONCE  # in a shard: enough to keep a pass full for most 
 _MOST_SHARDS = 100_000
 _LEAST = 2  # shards: one to learn from, and one to see what was learned
 
-Told = Callable[[float, str], None]
-"""Called with the share of the stage that is done and a line about it."""
-
 
 def gather(
     target: ModelFiles,
@@ -31,8 +29,6 @@ def gather(
     *,
     seconds: float,
     threads: int,
-    dtype: str = "auto",
-    device: str = "cpu",
     prompts: Sequence[str] = (),
     seed: int = 0,
     told: Told,
@@ -45,9 +41,7 @@ def gather(
         folder: where shards lie.
         seconds: how long it may take, before an interruption and after; at least two shards are
             made in any case.
-        threads: see `load_model`, as for the next two.
-        dtype: how weights are kept.
-        device: where the target computes.
+        threads: cores that compute.
         prompts: what conversations begin with; left out, the target writes the user's turns too.
         seed: of what is drawn.
         told: of the progress.
@@ -65,8 +59,6 @@ def gather(
         return shards
     model = load_model(
         target.weights,
-        dtype=dtype,
-        device=device,
         threads=threads,
         num_slots=AT_ONCE,
         output_size=tokenizer.used_size,
