@@ -103,6 +103,7 @@ def test_a_reader_that_goes_away_ends_the_run(smollm2, nothing_left):
     process.stderr.close()
 
 
+@pytest.mark.slow
 def test_an_exception_in_the_embedding_program_ends_everything(alone, nothing_left):
     def embed():
         with Pipeline.launch(alone) as pipeline:
