@@ -113,6 +113,7 @@ class Distillation:
         fixed = self._for_people() | {"target": target.name, "prompts": list(recipe.prompts)}
         del fixed["hours"], fixed["threads"]
         self.work = open_work(folder, "distill", fixed)
+        self._checkpoint = self.work / "checkpoint.pt"
 
     def run(self) -> Findings:
         """All stages; at the end the draft is in its folder.
@@ -122,7 +123,7 @@ class Distillation:
         """
         torch.set_num_threads(self.recipe.threads)
         data = self._gathered()
-        # The last shard is about no earlier text that was learned from without being in it.
+        # No other shard is about the texts of the last one.
         held_out, lessons = data[-1], [each for shard in data[:-1] for each in shard]
         always, usable = self.tokenizer.stop_token_ids, self.tokenizer.used_size
         ids = head_ids(lessons, self.recipe.head_tokens, usable, always)
@@ -154,12 +155,17 @@ class Distillation:
     # -- stages
 
     def _gathered(self) -> list[list[Conversation]]:
-        """What the target writes."""
+        """What the target writes; no more of it once learning began.
+
+        Other text would give the head other tokens, and the weights learned so far to the wrong
+        ones.
+        """
+        begun = self._checkpoint.exists()
         shards = gather(
             self.target,
             self.tokenizer,
             self.work / "data",
-            seconds=self.recipe.hours * 3600 * _WRITING,
+            seconds=0.0 if begun else self.recipe.hours * 3600 * _WRITING,
             threads=self.recipe.threads,
             prompts=self.recipe.prompts,
             seed=self.recipe.seed,
@@ -179,7 +185,7 @@ class Distillation:
         training = Training(
             network,
             Schedule(None, seconds, self.recipe.learning_rate, shape="linear"),
-            self.work / "checkpoint.pt",
+            self._checkpoint,
             slower=("head.",),
             every=_LOOK_EVERY,
         )
