@@ -3,10 +3,18 @@
 Both are extras. llama.cpp is loaded by name, since nothing else of ours needs it.
 """
 
+import copy
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from specpipe.models.draft_folder import is_draft_folder
+from specpipe.models.hf_folder import hf_name
+from specpipe.models.rotary import to_halves
+from specpipe.models.source import open_model
 
 _GUESSES = 10
 """A block of prompt look-up: what both libraries suggest for texts that copy."""
@@ -50,6 +58,39 @@ def load_transformers(path: Path) -> Any:
         **where,
     )
     return model.eval()
+
+
+def load_assistant(path: Path, target: Any) -> Any:
+    """A draft as a model of transformers; a distilled one is put together from its weights.
+
+    transformers knows no head for some tokens only: for the others it gets the target's own rows.
+
+    Args:
+        path: as load_transformers, or a distilled draft's folder.
+        target: its target, from load_transformers.
+    """
+    if not is_draft_folder(path):
+        return load_transformers(path)
+    import torch  # noqa: PLC0415
+
+    source = open_model(path)
+    shape, config = source.config, copy.deepcopy(target.config)
+    config.num_hidden_layers, config.tie_word_embeddings = shape.layers, False
+    weights = {}
+    for name, _ in shape.weight_shapes():
+        if name in ("head.weight", "output.weight"):
+            continue
+        values = source.read(name)
+        if not shape.rotary_halves and (".attn_q." in name or ".attn_k." in name):
+            values = to_halves(values, shape.head_dim)
+        weights[hf_name(name)] = torch.from_numpy(np.ascontiguousarray(values))
+    head = target.get_output_embeddings().weight.detach().clone()
+    head[list(shape.head_ids or ())] = torch.from_numpy(source.read("head.weight"))
+    weights[hf_name("output.weight")] = head
+    draft = type(target)(config)
+    draft.load_state_dict(weights)
+    draft.generation_config = copy.deepcopy(target.generation_config)
+    return draft.eval()
 
 
 def generate_transformers(

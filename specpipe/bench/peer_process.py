@@ -24,12 +24,13 @@ def transformers(settings: dict[str, Any], threads: int) -> Answer:
 
     from specpipe.bench.peer_models import (  # noqa: PLC0415
         generate_transformers,
+        load_assistant,
         load_transformers,
     )
 
     torch.set_num_threads(threads)
     model = load_transformers(Path(settings["target"]))
-    draft = load_transformers(Path(settings["draft"])) if settings["draft"] else None
+    draft = load_assistant(Path(settings["draft"]), model) if settings["draft"] else None
 
     def answer(way: str, prompt: Sequence[int], asked: dict[str, Any]) -> dict[str, Any]:
         begun = time.perf_counter()

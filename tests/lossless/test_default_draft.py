@@ -3,10 +3,14 @@
 import hashlib
 from itertools import islice
 
+import numpy as np
 import pytest
+import torch
 
+from specpipe.bench.peer_models import load_assistant, load_transformers
 from specpipe.config import Config
 from specpipe.models.loader import load_model
+from specpipe.models.source import open_model
 from specpipe.models.store import read_source
 from specpipe.pair import ModelPair
 from specpipe.prompts import own_questions
@@ -46,3 +50,15 @@ def test_it_guesses_what_its_target_says(pair) -> None:
     assert judged is not None
     assert judged.acceptance["model"] > 0.3
     assert judged.acceptance["hybrid"] > judged.acceptance["ngram"]
+
+
+def test_as_a_model_of_transformers_it_says_the_same(pair) -> None:
+    """A peer that is assisted by another draft than ours, or by one with its heads turned."""
+    draft = load_model(pair.draft.weights, dtype="float32", context_length=64)
+    tokens = [5, 9, 1, 130, 9]
+    ours = draft.forward(draft.open(), tokens, len(tokens))
+    assistant = load_assistant(pair.draft.weights, load_transformers(pair.target.weights))
+    with torch.inference_mode():
+        theirs = assistant(torch.tensor([tokens])).logits[0].numpy()
+    covered = list(open_model(pair.draft.weights).config.head_ids)
+    np.testing.assert_allclose(ours[:, covered], theirs[:, covered], atol=1e-3)
