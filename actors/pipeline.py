@@ -1,15 +1,17 @@
 """The pipeline for those who embed it: launch, generate, stream, and nothing left behind."""
 
+import asyncio
 import itertools
-import queue
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 from specpipe.actors.cluster import gpu_count, ray_session
+from specpipe.actors.stream import AsyncStream, Stream, completion_of
 from specpipe.actors.supervisor import Supervisor
 from specpipe.channel import socket_directory
 from specpipe.completion import Completion
@@ -18,99 +20,11 @@ from specpipe.devices import place
 from specpipe.dispatch import make_policy, takes_turns
 from specpipe.errors import SpecpipeError, UserError
 from specpipe.hub_client import HubClient
-from specpipe.messages import Finish, Origin, Ready, Role, Submit, Tokens, UsePolicy, Vocabulary
+from specpipe.messages import Ready, Role, Submit, UsePolicy, Vocabulary
 from specpipe.new_file import new_file
 from specpipe.pair import ModelPair, Prompt
-from specpipe.sampling import MAX_SEED, Sampling, SamplingParams, TokenLogprobs
+from specpipe.sampling import MAX_SEED, Sampling, SamplingParams
 from specpipe.tokenizer import Detokenizer
-
-
-class Span(NamedTuple):
-    """A piece of text, and what the token is that completed it; None for what was held back."""
-
-    text: str
-    origin: Origin | None
-
-
-class Stream:
-    """A completion as it is written: iterate for pieces of text, then read `completion`.
-
-    The pieces joined are the completion's text. Leaving early? Call `abort`, or use it as a
-    context manager.
-    """
-
-    def __init__(self, hub: HubClient, detokenizer: Detokenizer, request: Submit) -> None:
-        self._hub = hub
-        self._detokenizer = detokenizer
-        self._request = request
-        self._updates: queue.SimpleQueue[Tokens | Finish] = queue.SimpleQueue()
-        self._pieces: list[str] = []
-        self._token_ids: list[int] = []
-        self._origins: list[Origin] = []
-        self._logprobs: list[TokenLogprobs] = []
-        self._completion: Completion | None = None
-        hub.submit(request, self._updates.put)
-
-    @property
-    def completion(self) -> Completion:
-        """The whole, once it is finished; waits for it."""
-        for _ in self.spans():
-            pass
-        assert self._completion is not None
-        return self._completion
-
-    def abort(self) -> None:
-        """Ask for the end; iteration then ends with finish reason `abort`."""
-        self._hub.abort(self._request.request)
-
-    def __iter__(self) -> Iterator[str]:
-        return (span.text for span in self.spans())
-
-    def spans(self) -> Iterator[Span]:
-        """The pieces of text, token by token, each with its origin."""
-        while self._completion is None:
-            update = self._updates.get()
-            if isinstance(update, Finish):
-                rest = self._detokenizer.flush()
-                self._pieces.append(rest)
-                self._completion = self._complete(update)
-                spans = [Span(rest, None)]
-            else:
-                spans = self._take(update)
-            yield from (span for span in spans if span.text)
-
-    def _take(self, update: Tokens) -> list[Span]:
-        """Note committed tokens; returns what they add to the text.
-
-        All at once: whoever leaves between two pieces has not lost the second.
-        """
-        self._token_ids += update.tokens
-        self._origins += update.origins
-        self._logprobs += update.logprobs
-        pieces = [self._detokenizer.push([token]) for token in update.tokens]
-        self._pieces += pieces
-        return [Span(*each) for each in zip(pieces, update.origins, strict=True)]
-
-    def _complete(self, finish: Finish) -> Completion:
-        sampling = self._request.sampling
-        return Completion(
-            text="".join(self._pieces),
-            token_ids=self._token_ids,
-            finish_reason=finish.reason,
-            cause=finish.cause,
-            seed=sampling.seed,
-            sample=sampling.sample,
-            origins=self._origins,
-            logprobs=None if sampling.logprobs is None else self._logprobs,
-            metrics=finish.metrics,
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._completion is None:
-            self.abort()
 
 
 class Pipeline:
@@ -242,20 +156,45 @@ class Pipeline:
                 tokens; nothing is generated then.
             SpecpipeError: when a request ended with an error.
         """
-        params = params or self.config.sampling
-        encoded = [self.pair.encode(prompt, raw=raw) for prompt in prompts]
-        with ExitStack() as streams:
-            running = [
-                streams.enter_context(self.stream(tokens, seeded, sample=sample))
-                for tokens in encoded
-                for seeded in [with_seed(params)]
-                for sample in range(params.n)
-            ]
-            completions = [stream.completion for stream in running]
-        for completion in completions:
-            if completion.finish_reason == "error":
-                raise SpecpipeError(completion.cause)
-        return completions
+        running = self._submit_all(prompts, params, raw)
+        try:
+            return [_whole(future.result()) for future in running]
+        finally:
+            for future in running:
+                future.cancel()
+
+    async def generate_async(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        raw: bool = False,
+    ) -> list[Completion]:
+        """As `generate`, for asyncio; cancelling the task ends the requests."""
+        running = self._submit_all(prompts, params, raw)
+        try:
+            return [_whole(await asyncio.wrap_future(future)) for future in running]
+        finally:
+            for future in running:
+                future.cancel()
+
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        raw: bool = False,
+        sample: int = 0,
+    ) -> "Future[Completion]":
+        """Begin to complete one prompt; any thread may.
+
+        Arguments and errors are those of `stream`.
+
+        Returns:
+            The completion to be, also where its finish reason is `error`. Cancelling it ends the
+            request; until it is done, that always succeeds.
+        """
+        return completion_of(self._hub, *self._request(prompt, params, raw, sample))
 
     def stream(
         self,
@@ -277,6 +216,36 @@ class Pipeline:
             UserError: for a prompt that is empty or too long, or parameters that name unknown
                 tokens.
         """
+        return Stream(self._hub, *self._request(prompt, params, raw, sample))
+
+    def stream_async(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        raw: bool = False,
+        sample: int = 0,
+    ) -> AsyncStream:
+        """As `stream`, for asyncio; to be called where an event loop runs."""
+        return AsyncStream(self._hub, *self._request(prompt, params, raw, sample))
+
+    def _submit_all(
+        self, prompts: Sequence[Prompt], params: SamplingParams | None, raw: bool
+    ) -> "list[Future[Completion]]":
+        """All prompts, each with a seed of its own unless one is given, and all their answers."""
+        params = params or self.config.sampling
+        encoded = [self.pair.encode(prompt, raw=raw) for prompt in prompts]
+        return [
+            self.submit(tokens, seeded, sample=sample)
+            for tokens in encoded
+            for seeded in [with_seed(params)]
+            for sample in range(params.n)
+        ]
+
+    def _request(
+        self, prompt: Prompt, params: SamplingParams | None, raw: bool, sample: int
+    ) -> tuple[Detokenizer, Submit]:
+        """What makes text of a request's tokens, and the request."""
         params = with_seed(params or self.config.sampling)
         self.pair.check(params)
         tokens = self.pair.encode(prompt, raw=raw)
@@ -284,7 +253,7 @@ class Pipeline:
         stop = tuple(params.stop)
         number = next(self._requests)
         request = Submit(number, tuple(tokens), params.max_tokens, sampling, stop)
-        return Stream(self._hub, Detokenizer(self.pair.tokenizer, stop), request)
+        return Detokenizer(self.pair.tokenizer, stop), request
 
     def sampling_of(self, params: SamplingParams, prompt_length: int, sample: int = 0) -> Sampling:
         """What the workers are told of parameters that have a seed."""
@@ -298,6 +267,17 @@ class Pipeline:
             prompt_length=prompt_length,
             acceptance=self.config.pipeline.acceptance,
         )
+
+
+def _whole(completion: Completion) -> Completion:
+    """A completion that did not end with an error.
+
+    Raises:
+        SpecpipeError: if it did.
+    """
+    if completion.finish_reason == "error":
+        raise SpecpipeError(completion.cause)
+    return completion
 
 
 def with_seed(params: SamplingParams) -> SamplingParams:

@@ -11,7 +11,7 @@ from specpipe.messages import Origin
 from specpipe.metrics import SOURCES, RequestMetrics
 
 if TYPE_CHECKING:
-    from specpipe.actors.pipeline import Span
+    from specpipe.actors.stream import Span
 
 _COLOURS: dict[Origin, str] = {"accepted": "green", "recovered": "red", "bonus": "cyan"}
 

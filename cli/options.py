@@ -266,7 +266,11 @@ def configure(options: Mapping[str, Any]) -> Config:
         },
         # A flag that may be repeated and isn't there is an empty tuple.
         sampling={name: value for name, value in sampling.items() if value not in ((), {})},
-        pipeline={name: options.get(name) for name in ("acceptance", "policy", "record", "trace")},
+        pipeline={
+            # Who has no such flag answers one prompt at a time.
+            "max_num_seqs": options.get("max_num_seqs", 1),
+            **{name: options.get(name) for name in ("acceptance", "policy", "record", "trace")},
+        },
         ray={"address": options["address"]},
     )
 

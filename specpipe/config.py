@@ -161,7 +161,7 @@ class PipelineConfig:
     acceptance: Acceptance = "coupled"
     lookahead: int = 64
     prefill_chunk: int = 256
-    max_num_seqs: int = 1
+    max_num_seqs: int = 8
     context_length: int | None = None
     wait_timeout_s: float = 1.0
     record: str | None = None
