@@ -110,6 +110,11 @@ class Pipeline:
         """What each worker reported of itself, its device and cores included."""
         return self._supervisor.workers
 
+    @property
+    def lost(self) -> bool:
+        """Whether target or coordinator are gone for good: each request ends with an error."""
+        return self._hub.ended or self._supervisor.gave_up("target")
+
     def use_policy(self, name: str) -> None:
         """Go by another dispatch rule from now on; each keeps what it has learned for its return.
 

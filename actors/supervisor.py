@@ -87,6 +87,10 @@ class Supervisor:
         """What each worker reported of itself when it was last ready."""
         return dict(self._ready)
 
+    def gave_up(self, role: Role) -> bool:
+        """Whether a worker that was started died too often to be started again."""
+        return role not in self._running
+
     def launch(self) -> None:
         """Start all workers, and wait until each has loaded its model.
 
