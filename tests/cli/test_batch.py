@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 
+import psutil
 import pytest
 
 from tests.cli.test_bad_input import SPECPIPE, assert_refused, specpipe
@@ -46,9 +47,16 @@ def command(smollm2, *args):
 def test_each_row_gets_a_record_through_pipes(smollm2):
     """A bad row that ends the run, a record that stands for another row, samples that are one."""
     flags = ("--temperature", "1", "--max-tokens", "12", "--seed", "4")
-    result = specpipe(*command(smollm2, "-", "-", *flags), stdin=lines(ROWS) + '{"prompt": "Hel')
-    assert result.returncode == 0, result.stderr
-    found = records(result.stdout)
+    process = subprocess.Popen(
+        [*SPECPIPE, *command(smollm2, "-", "-", *flags)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    out, err = process.communicate(lines(ROWS) + '{"prompt": "Hel', timeout=120)
+    assert process.returncode == 0, err
+    found = records(out)
     assert [record["index"] for record in found] == list(range(len(ROWS) + 1))
     assert [record.get("id") for record in found if "id" in record] == ["count", "long"]
     good, bad = [*found[:3], *found[7:10]], [*found[3:7], found[10]]
@@ -64,24 +72,40 @@ def test_each_row_gets_a_record_through_pipes(smollm2):
     for record, beginning in zip(bad, told, strict=True):
         assert record["error"].startswith(beginning)
         assert record["finish_reason"] == "error"
-    last = result.stderr.splitlines()[-1]
+    last = err.splitlines()[-1]
     assert last.startswith("11 rows, 5 errors | ")
     assert "tokens/s" in last
 
 
-@pytest.mark.slow
-def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(smollm2, tmp_path):
-    """Rows answered twice, left out, torn, or with noise of another run; and a kill by Ctrl-C."""
-    (tmp_path / "in").write_text(
-        lines({"prompt": text, "id": text[:9]} for text in prompts(10) * 3)
-    )
-    flags = ("--temperature", "0.8", "--max-tokens", "40", "--max-num-seqs", "3")
+@pytest.fixture
+def start():
+    """A maker of runs; none outlives the test."""
+    processes = []
 
-    def start(name):
-        args = command(smollm2, tmp_path / "in", tmp_path / name, *flags, "--resume")
-        return subprocess.Popen(
+    def run(*args):
+        process = subprocess.Popen(
             [*SPECPIPE, *args], stderr=subprocess.PIPE, text=True, start_new_session=True
         )
+        processes.append(process)
+        return process
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(start, smollm2, tmp_path):
+    """Rows answered twice, left out, torn, or with noise of another run; or with the error of a
+    pipeline that died, for which no row is to blame.
+    """
+    rows = ({"prompt": text, "id": text[:9]} for text in prompts(6) * 2)
+    (tmp_path / "in").write_text(lines(rows))
+    flags = ("--temperature", "0.8", "--max-tokens", "24", "--max-num-seqs", "2", "--resume")
+
+    def to(name):
+        return command(smollm2, tmp_path / "in", tmp_path / name, *flags)
 
     def wait_for(count, process):
         path = tmp_path / "killed"
@@ -89,35 +113,40 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(smollm2, tmp_path):
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.01)
 
-    process = start("whole")
+    process = start(*to("whole"))
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    process = start("killed")
-    wait_for(4, process)
+    process = start(*to("killed"))
+    wait_for(2, process)
     process.kill()
     process.communicate(timeout=20)
     killed = (tmp_path / "killed").read_bytes()
     (tmp_path / "killed").write_bytes(killed[:-20])
-    process = start("killed")
-    wait_for(12, process)
+    process = start(*to("killed"))
+    wait_for(4, process)
+    next(p for p in psutil.Process(process.pid).children() if "specpipe.hub" in p.cmdline()).kill()
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "go on with --resume" in err.splitlines()[-2]
+    assert err.splitlines()[-1].startswith("specpipe: the coordinator's process ended")
+    process = start(*to("killed"))
+    wait_for(6, process)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert "of 30 rows, 0 errors written: go on with --resume" in err
+    assert "of 12 rows, 0 errors written: go on with --resume" in err
     assert "Traceback" not in err
     assert (tmp_path / "killed").read_bytes().startswith(killed[: killed.rfind(b"\n", 0, -20) + 1])
-    process = start("killed")
+    process = start(*to("killed"))
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    assert "30 of 30 rows, 0 errors, " in err
+    assert "12 of 12 rows, 0 errors, " in err
     whole, again = ((tmp_path / name).read_text() for name in ("whole", "killed"))
     assert [content(record) for record in records(again)] == list(map(content, records(whole)))
-    result = specpipe(*command(smollm2, tmp_path / "in", tmp_path / "killed", *flags, "--resume"))
-    assert result.stderr == "30 of 30 rows, 0 errors, 30 from before\n", "no model is loaded"
+    result = specpipe(*to("killed"))
+    assert result.stderr == "12 of 12 rows, 0 errors, 12 from before\n", "no model is loaded"
     assert (tmp_path / "killed").read_text() == again
-    other = (*flags, "--temperature", "0.7")
-    result = specpipe(*command(smollm2, tmp_path / "in", tmp_path / "killed", *other, "--resume"))
-    assert_refused(result, "record 0", "options")
+    assert_refused(specpipe(*to("killed"), "--temperature", "0.7"), "record 0", "options")
 
 
 def test_what_cannot_be_read_or_written_is_refused_before_models_are_loaded(
