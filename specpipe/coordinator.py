@@ -8,7 +8,7 @@ so the same object runs under Ray, in tests with scripted workers, and on a virt
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from specpipe.events import Command, Event, Send, StartTimer, TimerFired, urgency
+from specpipe.events import Command, Event, Send, TimerFired, urgency
 from specpipe.judgement import Decided, decide
 from specpipe.messages import (
     Abort,
@@ -27,15 +27,14 @@ from specpipe.messages import (
     Resync,
     Role,
     Submit,
-    ToDraft,
     Tokens,
-    ToTarget,
     Verdict,
     Vocabulary,
 )
 from specpipe.metrics import RequestMetrics
 from specpipe.observation import Observation
 from specpipe.policy import Observer, Policy
+from specpipe.scheduler import Scheduler
 from specpipe.sequence import BlockFate, DraftState, SequenceState
 from specpipe.stopping import FinishReason, StopRule
 from specpipe.worker_state import WorkerState
@@ -50,8 +49,8 @@ class Coordinator:
         prefill_chunk: most tokens fed by one extend that judges nothing.
         wait_timeout_s: how long to wait for a promised draft token.
         taking_turns: the models share their cores: the draft reads a prompt once the target has
-            read it, and the target rests meanwhile. Nothing else is done for it: the policy must
-            be one that takes turns.
+            read it, and the target rests meanwhile, and while any sequence waits for the draft.
+            Nothing else is done for it: the policy must be one that takes turns.
         observers: hear what the policy hears.
     """
 
@@ -67,14 +66,17 @@ class Coordinator:
     ) -> None:
         self.sequences: dict[int, SequenceState] = {}
         self.workers: dict[Role, WorkerState] = {"draft": WorkerState(), "target": WorkerState()}
+        self._scheduler = Scheduler(
+            self.workers,
+            policy,
+            lookahead=lookahead,
+            prefill_chunk=prefill_chunk,
+            wait_timeout_s=wait_timeout_s,
+            taking_turns=taking_turns,
+        )
         self._observers = tuple(observers)
         self.use_policy(policy)
-        self._lookahead = lookahead
-        self._prefill_chunk = prefill_chunk
-        self._wait_timeout_s = wait_timeout_s
-        self._taking_turns = taking_turns
         self._token_bytes: Sequence[bytes] = ()
-        self._last_id = 0
         self._now = 0.0
         self._commands: list[Command] = []
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -98,7 +100,7 @@ class Coordinator:
 
     def use_policy(self, policy: Policy) -> None:
         """Go by another policy from now on; it hears what happens, and the last one doesn't."""
-        self._policy = policy
+        self._scheduler.policy = policy
         self._observation = Observation((policy, *self._observers))
 
     def handle(self, event: Event, now: float) -> list[Command]:
@@ -108,12 +110,7 @@ class Coordinator:
         """
         self._now, self._commands = now, []
         self._handlers[type(event)](event)
-        self._admit()
-        for sequence in self.sequences.values():
-            if sequence.extend is None:  # else nothing that follows from the state has changed
-                self._dispatch(sequence)
-                if sequence.followed:
-                    self._inform_draft(sequence)
+        self._commands += self._scheduler.work(now)
         if len(self._commands) > 1:
             self._commands.sort(key=urgency)
         return self._commands
@@ -138,6 +135,7 @@ class Coordinator:
             RequestMetrics(submitted=self._now, prompt_tokens=len(event.tokens)),
         )
         self.sequences[event.request] = sequence
+        self._scheduler.add(sequence)
         target = self.workers["target"]
         if target.gone is not None:
             self._finish(sequence, "error", target.gone)
@@ -207,7 +205,7 @@ class Coordinator:
             else:
                 sequence.draft = DraftState.FAILED
                 # An open may be on its way, which the draft would follow with nobody listening.
-                self._send("draft", Close(event.request))
+                self._close("draft", event.request)
 
     # -- the draft
 
@@ -218,6 +216,8 @@ class Coordinator:
     def _on_exhausted(self, event: Exhausted) -> None:
         if sequence := self._drafted(event):
             sequence.exhausted_at = max(sequence.exhausted_at, event.serial)
+            if not sequence.drafting:  # others' pass may run on, but nothing is awaited any more
+                sequence.timer = None
             sequence.hear_word(event.serial)
 
     def _on_computing(self, event: Computing) -> None:
@@ -226,7 +226,7 @@ class Coordinator:
 
     def _on_resync(self, event: Resync) -> None:
         if sequence := self._drafted(event):
-            self._open(sequence)
+            self._commands.append(self._scheduler.open(sequence))
 
     def _on_block(self, event: Block) -> None:
         if (sequence := self._drafted(event)) is None:
@@ -245,7 +245,7 @@ class Coordinator:
             sequence.metrics.stale_blocks += 1
         elif fate is BlockFate.ERROR:
             sequence.metrics.protocol_errors += 1
-            self._open(sequence)
+            self._commands.append(self._scheduler.open(sequence))
 
     # -- the target
 
@@ -265,7 +265,7 @@ class Coordinator:
             self._finish(sequence, "error", cause)
             return
         decided = decide(sequence, event, self._left(sequence))
-        self._observation.verdict(sequence, event.accepted, self._now)
+        self._observation.verdict(sequence, event.accepted, self._scheduler.current, self._now)
         sequence.target_length = len(sequence.committed) + event.accepted
         self._commit(sequence, decided)
         sequence.handover = bool(sequence.waiting)
@@ -289,101 +289,25 @@ class Coordinator:
             Tokens(sequence.request, start, tuple(tokens), origins, contradicts, logprobs)
         )
 
-    # -- what follows from the state
-
-    def _admit(self) -> None:
-        """Give free slots to sequences in the order of their coming."""
-        target, draft = self.workers["target"], self.workers["draft"]
-        for sequence in self.sequences.values():
-            if sequence.request not in target.held and target.free > 0:
-                target.held.add(sequence.request)
-                sequence.admitted = True
-            early = self._taking_turns and sequence.behind > 0
-            absent = sequence.admitted and sequence.draft is DraftState.ABSENT
-            if absent and draft.free > 0 and not early:
-                self._open(sequence)
-
-    def _dispatch(self, sequence: SequenceState) -> None:
-        """Give the target its next work on this sequence, or wait for the draft."""
-        target = self.workers["target"]
-        if sequence.request not in target.held:
-            return
-        if self._taking_turns and sequence.reading:
-            self._wait(sequence)
-            return
-        if sequence.behind > self._prefill_chunk:
-            self._send("target", sequence.prefill(self._next_id(), self._prefill_chunk))
-            return
-        situation = sequence.situation(
-            self._left(sequence) - 1,
-            self._now,
-            free_guesses=self.workers["draft"].guesses_freely,
-        )
-        count, ahead = self._policy.decide(situation)
-        sequence.pause_at = None if ahead is None else sequence.chain_length + ahead
-        if count is not None and not (situation.may_wait and self._owes_word(sequence)):
-            rests = self._rests(sequence)
-            self._send("target", sequence.verify(self._next_id(), count))
-            sequence.note_sending(self._now, rests=rests)
-            return
-        self._wait(sequence)
-
-    def _wait(self, sequence: SequenceState) -> None:
-        """Let the target idle until the draft says something, but not for ever."""
-        sequence.handover = False
-        if sequence.timer is None:
-            sequence.timer = self._next_id()
-            self._commands.append(
-                StartTimer(sequence.request, sequence.timer, self._wait_timeout_s)
-            )
-
-    def _rests(self, sequence: SequenceState) -> bool:
-        """Whether no model works for this sequence beside the target, up to the next commit."""
-        if not (sequence.followed and self.workers["draft"].computes):
-            return True
-        return self._limits(sequence)[1] <= sequence.chain_length
-
-    def _owes_word(self, sequence: SequenceState) -> bool:
-        """Whether nothing waits, and a word of the draft is due that takes next to no time."""
-        due = sequence.word_due is not None and not sequence.waiting
-        return due and self.workers["draft"].guesses_freely
-
-    def _inform_draft(self, sequence: SequenceState) -> None:
-        """Send the draft what was committed, and how far it may go on."""
-        rested = not sequence.drafting
-        commit = sequence.news(self._limits(sequence))
-        if commit is not None:
-            if rested and not commit.tokens:
-                sequence.pace.restart(self._now, resting=True, fresh=False)
-            self._send("draft", commit)
-
-    def _open(self, sequence: SequenceState) -> None:
-        self.workers["draft"].held.add(sequence.request)
-        self._send("draft", sequence.open(self._limits(sequence)))
+    # -- the end
 
     def _finish(self, sequence: SequenceState, reason: FinishReason, cause: str = "") -> None:
         del self.sequences[sequence.request]
+        self._scheduler.remove(sequence)
         self._observation.judged(sequence.unjudged())
         sequence.metrics.finished = self._now
         for role, worker in self.workers.items():
             if worker.up and sequence.request in worker.held:
-                self._send(role, Close(sequence.request))
+                self._close(role, sequence.request)
         self._commands.append(Finish(sequence.request, reason, cause, sequence.metrics))
+
+    def _close(self, role: Role, request: int) -> None:
+        self._commands.append(Send(role, self.workers[role].incarnation, Close(request)))
 
     # -- small helpers
 
     def _left(self, sequence: SequenceState) -> int:
         return sequence.left(self.workers["target"].context_length)
-
-    def _limits(self, sequence: SequenceState) -> tuple[int, int]:
-        return sequence.chain_limits(self.workers["target"].context_length, self._lookahead)
-
-    def _send(self, role: Role, message: ToDraft | ToTarget) -> None:
-        self._commands.append(Send(role, self.workers[role].incarnation, message))
-
-    def _next_id(self) -> int:
-        self._last_id += 1
-        return self._last_id
 
     def _current(
         self,

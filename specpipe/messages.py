@@ -68,6 +68,7 @@ class Extend:
     Answered by a Verdict iff start + len(tokens) >= verify_from, otherwise by Progress. Prefill,
     plain decoding, verification and the rebuilding of a lost cache are all this one command.
     `laws`: what each of the judged tokens was drawn from, where the acceptance rule asks for it.
+    `more`: another request's Extend follows, to be answered from the same forward pass.
     """
 
     request: int
@@ -77,6 +78,7 @@ class Extend:
     verify_from: int
     sampling: Sampling
     laws: tuple[GuessLaw, ...] = ()
+    more: bool = False
 
 
 # -- to a worker, or to the hub

@@ -90,7 +90,6 @@ class SequenceState:
         committed: the prompt and all final tokens.
         in_flight: the block that the target is judging.
         waiting: drafted tokens not yet sent to the target.
-        admitted: whether the target ever gave it a slot; until then it is not drafted for.
         serial: of the latest commit or open; `fence`: blocks that saw less are stale.
         extend: the command that the target has not answered yet.
         target_length: tokens in the target's cache, as far as its answers tell.
@@ -118,7 +117,6 @@ class SequenceState:
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
     in_flight: list[Drafted] = field(default_factory=list)
     waiting: list[Drafted] = field(default_factory=list)
-    admitted: bool = False
     serial: int = 0
     fence: int = 0
     extend: Extend | None = None
@@ -211,6 +209,10 @@ class SequenceState:
         """
         drawn = any(d.law is not None and len(d.law.ids) > 1 for d in self.waiting)
         return self.sampling.rejects and drawn
+
+    def pause(self, ahead: int | None) -> None:
+        """Let the draft's model rest once it has added so many tokens; None: not by our wish."""
+        self.pause_at = None if ahead is None else self.chain_length + ahead
 
     def hear_word(self, serial: int) -> None:
         """The draft, which had seen this serial, said what it is about."""
@@ -316,18 +318,20 @@ class SequenceState:
         self.sent_at, self.sent_alone = now, rests and not by_model
         self.waited = 0.0 if self.idle_since is None else now - self.idle_since
 
-    def verify(self, extend_id: int, count: int) -> Extend:
-        """Send the first `count` waiting tokens, after whatever the target's cache still lacks."""
+    def verify(self, extend_id: int, count: int, *, more: bool = False) -> Extend:
+        """Send the first `count` waiting tokens, after whatever the target's cache still lacks.
+
+        `more`: another sequence's Extend follows, for the same pass.
+        """
         self.in_flight, self.waiting = self.waiting[:count], self.waiting[count:]
         self.timer, self.must_send = None, False
         tokens = self.committed[self.target_length :] + [d.token for d in self.in_flight]
-        return self._extend(extend_id, tokens)
+        return self._extend(extend_id, tokens, more)
 
-    def prefill(self, extend_id: int, count: int) -> Extend:
-        """Feed the next `count` committed tokens; nothing is judged."""
-        return self._extend(
-            extend_id, self.committed[self.target_length : self.target_length + count]
-        )
+    def prefill(self, extend_id: int, count: int, *, more: bool = False) -> Extend:
+        """Feed the next `count` committed tokens; nothing is judged. `more`: see verify."""
+        tokens = self.committed[self.target_length : self.target_length + count]
+        return self._extend(extend_id, tokens, more)
 
     def lose_target(self) -> None:
         """The target's cache is gone; what it was judging waits again."""
@@ -354,7 +358,7 @@ class SequenceState:
             guess.ended,
         )
 
-    def _extend(self, extend_id: int, tokens: Sequence[int]) -> Extend:
+    def _extend(self, extend_id: int, tokens: Sequence[int], more: bool) -> Extend:
         self.extend = Extend(
             self.request,
             extend_id,
@@ -363,6 +367,7 @@ class SequenceState:
             len(self.committed),
             self.sampling,
             tuple(d.law for d in self.in_flight if d.law),
+            more,
         )
         return self.extend
 

@@ -38,12 +38,13 @@ def serve(role: Role, core: int, weights: Path, address: str) -> None:
     from specpipe.models.loader import load_model  # noqa: PLC0415
 
     class Slowed(CpuDecoder):
-        def forward(self, slot, tokens, rows, interrupted=None):
-            length = self.length(slot)
+        def forward_all(self, feeds, interrupted=None):
+            lengths = [self.length(feed.slot) for feed in feeds]
             for _ in range(PASSES - 1):
-                super().forward(slot, tokens, rows)
-                self.truncate(slot, length)
-            return super().forward(slot, tokens, rows, interrupted)
+                super().forward_all(feeds)
+                for feed, length in zip(feeds, lengths, strict=True):
+                    self.truncate(feed.slot, length)
+            return super().forward_all(feeds, interrupted)
 
     model = load_model(weights, context_length=2048)
     channel = Channel.connect(address)
