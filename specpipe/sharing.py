@@ -21,6 +21,7 @@ from specpipe.policy import Decision, Situation, Verified
 
 _MOST_GUESSES = 64  # in a pass
 _MOST_AHEAD = 16
+_UNKNOWN = 2  # guesses a block, and ahead of it, as long as no pass was measured
 
 
 class Sharing:
@@ -54,7 +55,7 @@ class Sharing:
         """
         count = len(situations)
         if not self.passes.seen:
-            return [Decision(len(each)) for each in chances]
+            return [Decision(min(len(each), _UNKNOWN), _UNKNOWN) for each in chances]
         times = self.passes.table(count + _MOST_GUESSES + count)
         blocks, expected = best_blocks(chances, times, self._gap.value)
         rows = count + sum(blocks)
