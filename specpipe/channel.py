@@ -97,7 +97,8 @@ class Channel:
         Raises:
             zmq.ZMQError: if that can't be.
         """
-        assert secret_key or not address.startswith("tcp:"), "the network needs a key"
+        if address.startswith("tcp:") and not secret_key:
+            raise ValueError(f"{address} would be open to the network without a key")
         socket = _pair(address)
         channel = cls(socket)
         if secret_key:

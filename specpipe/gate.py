@@ -44,9 +44,10 @@ class Gate:
 
     def __init__(self) -> None:
         self._admitted: dict[bytes, bytes] = {}
-        self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REP)
-        self.socket.linger = 0
-        self.socket.bind(_HANDLER)
+        socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REP)
+        socket.linger = 0
+        socket.bind(_HANDLER)
+        self.socket = socket
 
     def admit(self, endpoint: str, key: bytes) -> None:
         """From now on, endpoints of this name are for the client with this public key alone."""

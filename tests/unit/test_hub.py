@@ -91,8 +91,7 @@ def until_lost(channel: Channel) -> list[Message]:
     while True:
         try:
             heard += channel.receive(10.0)
-        except WorkerError as error:
-            assert "was lost" in str(error)
+        except WorkerError:
             return heard
 
 
