@@ -24,9 +24,11 @@ from specpipe.coordinator import Coordinator
 from specpipe.devices import pin_process
 from specpipe.dispatch import make_policy
 from specpipe.events import Command, Event, Send, StartTimer, TimerFired
+from specpipe.gate import Gate
 from specpipe.messages import (
     Abort,
     Attach,
+    Attached,
     Finish,
     FromWorker,
     Gone,
@@ -73,12 +75,14 @@ class Hub:
         self._user = user
         self._parent = parent
         self._workers: dict[Role, tuple[int, Channel]] = {}
+        self._gate = Gate()
         self._traffic: dict[int, list[int]] = {}  # messages and bytes of each request at work
         self._due: list[tuple[float, int, TimerFired | Lost]] = []
         self._order = itertools.count()
         self._poller = zmq.Poller()
         self._poller.register(parent, zmq.POLLIN)
         self._poller.register(user.socket, zmq.POLLIN)
+        self._poller.register(self._gate.socket, zmq.POLLIN)
 
     def run(self) -> None:
         """Work until told to end, or until the parent has ended."""
@@ -90,10 +94,13 @@ class Hub:
                 channel.send(Shutdown())
                 channel.close(linger_s=0.1)
             self._user.close()
+            self._gate.close()
 
     def _turn(self) -> bool:
         """Wait for something to happen and deal with it; False at the end."""
         ready = {source for source, _ in self._poller.poll(self._milliseconds_to_timer())}
+        if self._gate.socket in ready:
+            self._gate.answer()
         for _, channel in list(self._workers.values()):
             if channel.socket in ready:
                 for message, size in channel.receive_sized():
@@ -102,21 +109,26 @@ class Hub:
                         self._take(message)
         while self._due and self._due[0][0] <= time.monotonic():
             self._take(heapq.heappop(self._due)[2])
-        if self._user.socket in ready:
-            for message in self._user.receive():
-                match message:
-                    case Shutdown():
-                        return False
-                    case Attach():
-                        self._attach(message)
-                    case UsePolicy(name):
-                        policy = self._policies.get(name) or make_policy(name)
-                        self._coordinator.use_policy(self._policies.setdefault(name, policy))
-                    case Vocabulary() | Submit() | Abort() | Lost() | Gone():
-                        if isinstance(message, Submit):
-                            self._traffic[message.request] = [0, 0]
-                        self._take(message)
+        if self._user.socket in ready and not self._hear_user():
+            return False
         return self._parent not in ready
+
+    def _hear_user(self) -> bool:
+        """Deal with what the embedding program says; False if that is to end."""
+        for message in self._user.receive():
+            match message:
+                case Shutdown():
+                    return False
+                case Attach():
+                    self._attach(message)
+                case UsePolicy(name):
+                    policy = self._policies.get(name) or make_policy(name)
+                    self._coordinator.use_policy(self._policies.setdefault(name, policy))
+                case Vocabulary() | Submit() | Abort() | Lost() | Gone():
+                    if isinstance(message, Submit):
+                        self._traffic[message.request] = [0, 0]
+                    self._take(message)
+        return True
 
     def _take(self, event: Event) -> None:
         """Let the coordinator handle an event, and do what it says."""
@@ -134,8 +146,8 @@ class Hub:
     def _do(self, command: Command) -> None:
         match command:
             case Send(role, incarnation, message):
-                current, channel = self._workers[role]
-                if current != incarnation:
+                current, channel = self._workers.get(role, (0, None))
+                if channel is None or current != incarnation:
                     return
                 if size := channel.send(message):
                     self._count(message, size)
@@ -162,14 +174,22 @@ class Hub:
         heapq.heappush(self._due, (moment, next(self._order), event))
 
     def _attach(self, attach: Attach) -> None:
-        """Open a fresh endpoint for a worker's new incarnation."""
-        if attach.role in self._workers:
-            _, old = self._workers[attach.role]
+        """Open a fresh endpoint for a worker's new incarnation, and say where it is."""
+        role = attach.role
+        if role in self._workers:
+            _, old = self._workers.pop(role)
             self._poller.unregister(old.socket)
             old.close()
-        channel = Channel.bind(attach.address)
-        self._workers[attach.role] = (attach.incarnation, channel)
+        self._gate.admit(role, attach.admitted)
+        try:
+            channel = Channel.bind(attach.address, attach.secret_key, name=role)
+        except zmq.ZMQError as error:
+            cause = f"the hub cannot listen at {attach.address}: {error.strerror}"
+            self._user.send(Attached(role, attach.incarnation, attach.address, cause))
+            return
+        self._workers[role] = (attach.incarnation, channel)
         self._poller.register(channel.socket, zmq.POLLIN)
+        self._user.send(Attached(role, attach.incarnation, channel.address))
 
     def _milliseconds_to_timer(self) -> int | None:
         """How long the poller may sleep: None without end."""

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,15 @@ from typing import Any
 import zmq
 
 from specpipe.channel import Channel, hub_address
+from specpipe.errors import WorkerError
 from specpipe.messages import (
     Abort,
+    Attach,
+    Attached,
     Finish,
+    FromHub,
     Ready,
+    Role,
     Shutdown,
     Submit,
     ToHub,
@@ -51,7 +57,8 @@ class HubClient:
         self._settings = settings | {"directory": str(directory), "cores": list(cores)}
         self._outbox: deque[ToHub] = deque()
         self._sinks: dict[int, Sink] = {}
-        self._lock = threading.Lock()  # of _sinks and _ended
+        self._attaching: dict[tuple[Role, int], Future[str]] = {}
+        self._lock = threading.Lock()  # of _sinks, _attaching and _ended
         self._ended = False
         self._on_ready: Callable[[Ready], None]
         self._process: subprocess.Popen[bytes]
@@ -87,6 +94,21 @@ class HubClient:
             sink(Finish(request.request, "error", _HUB_ENDED, RequestMetrics()))
         self.post(request)
 
+    def attach(self, message: Attach) -> "Future[str]":
+        """Let the hub listen to a new incarnation of a worker.
+
+        Returns:
+            The address at which it does; or a WorkerError, if it can't.
+        """
+        future: Future[str] = Future()
+        with self._lock:
+            if self._ended:
+                future.set_exception(WorkerError(_HUB_ENDED))
+            else:
+                self._attaching[message.role, message.incarnation] = future
+        self.post(message)
+        return future
+
     def abort(self, request: int) -> None:
         """End a request early; its sink still gets Finish."""
         self.post(Abort(request))
@@ -121,7 +143,7 @@ class HubClient:
                 channel.send(message)
                 told_to_end |= isinstance(message, Shutdown)
             for received in channel.receive():
-                if isinstance(received, Tokens | Finish | Ready):
+                if isinstance(received, FromHub):
                     self._deliver(received)
             if self._process.stdout.fileno() in ready and not told_to_end:
                 self._give_up()
@@ -135,10 +157,17 @@ class HubClient:
             self._process.wait()
         self._process.stdout.close()
 
-    def _deliver(self, message: Tokens | Finish | Ready) -> None:
+    def _deliver(self, message: FromHub) -> None:
         match message:
             case Ready():
                 self._on_ready(message)
+            case Attached(role, incarnation, address, cause):
+                with self._lock:
+                    future = self._attaching.pop((role, incarnation), None)
+                if future and cause:
+                    future.set_exception(WorkerError(cause))
+                elif future:
+                    future.set_result(address)
             case Tokens(request):
                 self._sinks[request](message)
             case Finish(request):
@@ -151,5 +180,8 @@ class HubClient:
         with self._lock:
             self._ended = True
             sinks, self._sinks = self._sinks, {}
+            attaching, self._attaching = self._attaching, {}
+        for future in attaching.values():
+            future.set_exception(WorkerError(_HUB_ENDED))
         for request, sink in sinks.items():
             sink(Finish(request, "error", _HUB_ENDED, RequestMetrics()))
