@@ -1,19 +1,30 @@
-"""How answers are shown: the text as it comes, and the figures after it."""
+"""How answers are shown: who writes them, the text as it comes, and the figures after it."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import click
 
 from specpipe.completion import Completion
-from specpipe.messages import Origin
+from specpipe.devices import format_cores
+from specpipe.messages import Origin, Ready, Role
 from specpipe.metrics import SOURCES, RequestMetrics
+from specpipe.pair import ModelPair
 
 if TYPE_CHECKING:
     from specpipe.actors.stream import Span
 
 _COLOURS: dict[Origin, str] = {"accepted": "green", "recovered": "red", "bonus": "cyan"}
+
+
+def say_where(workers: Mapping[Role, Ready], pair: ModelPair) -> None:
+    """A line for each model on where it ended up, as read back from the system."""
+    names = {"target": pair.target.name, "draft": pair.draft.name if pair.draft else "look-ups"}
+    for role, worker in sorted(workers.items()):
+        cores = f"core {format_cores(worker.cores)}"
+        where = f"{worker.device}, {cores}" if worker.device.startswith("cuda") else cores
+        click.echo(f"{role:>6}: {names[role]} on {where}", err=True)
 
 
 def write(spans: Iterable["Span"], *, coloured: bool) -> None:
