@@ -8,11 +8,11 @@ It sleeps until there is something to do, and ends when its parent does.
 import heapq
 import itertools
 import json
-import logging
 import math
 import shutil
 import sys
 import time
+from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from specpipe.messages import (
     Abort,
     Attach,
     Finish,
+    FromHub,
     FromWorker,
     Gone,
     Lost,
@@ -44,8 +45,6 @@ from specpipe.messages import (
 from specpipe.policy import Policy
 from specpipe.recording import Recorder
 from specpipe.tracing import Tracer
-
-log = logging.getLogger(__name__)
 
 
 class Hub:
@@ -79,6 +78,9 @@ class Hub:
         self._poller = zmq.Poller()
         self._poller.register(parent, zmq.POLLIN)
         self._poller.register(user.socket, zmq.POLLIN)
+        self._full = zmq.Poller()
+        self._full.register(parent, zmq.POLLIN)
+        self._full.register(user.socket, zmq.POLLOUT)
 
     def run(self) -> None:
         """Work until told to end, or until the parent has ended."""
@@ -94,12 +96,8 @@ class Hub:
     def _turn(self) -> bool:
         """Wait for something to happen and deal with it; False at the end."""
         ready = {source for source, _ in self._poller.poll(self._milliseconds_to_timer())}
-        for _, channel in list(self._workers.values()):
-            if channel.socket in ready:
-                for message, size in channel.receive_sized():
-                    if isinstance(message, FromWorker):
-                        self._count(message, size)
-                        self._take(message)
+        for role in list(self._workers):
+            self._hear(role, ready)
         while self._due and self._due[0][0] <= time.monotonic():
             self._take(heapq.heappop(self._due)[2])
         if self._user.socket in ready:
@@ -118,6 +116,18 @@ class Hub:
                         self._take(message)
         return self._parent not in ready
 
+    def _hear(self, role: Role, ready: Collection[object]) -> None:
+        """Take what a worker said, if it is there still, and said something."""
+        incarnation, channel = self._workers.get(role, (0, None))
+        if channel is None or channel.socket not in ready:
+            return
+        for message, size in channel.receive_sized():
+            if isinstance(message, FromWorker):
+                self._count(message, size)
+                self._take(message)
+        if channel.malformed:  # what it was meant to say, somebody may be waiting for
+            self._lose(role, incarnation, "it said what is no message")
+
     def _take(self, event: Event) -> None:
         """Let the coordinator handle an event, and do what it says."""
         now = time.monotonic()
@@ -129,27 +139,39 @@ class Hub:
             self._tracer.note(event, commands, now)
             self._tracer.flush()
         if isinstance(event, Ready):
-            self._user.send(event)
+            self._tell(event)
 
     def _do(self, command: Command) -> None:
         match command:
             case Send(role, incarnation, message):
-                current, channel = self._workers[role]
-                if current != incarnation:
+                current, channel = self._workers.get(role, (0, None))
+                if channel is None or current != incarnation:
                     return
                 if size := channel.send(message):
                     self._count(message, size)
                 else:
-                    log.warning("the %s takes no messages; counted as lost", role)
-                    self._schedule(0.0, Lost(role, incarnation))
+                    self._lose(role, incarnation, "it takes no more messages")
             case StartTimer(request, timer, seconds):
                 self._schedule(time.monotonic() + seconds, TimerFired(request, timer))
             case Tokens():
-                self._user.send(command)
+                self._tell(command)
             case Finish(request):
                 counts = self._traffic.pop(request)
                 command.metrics.messages, command.metrics.message_bytes = counts
-                self._user.send(command)
+                self._tell(command)
+
+    def _tell(self, message: FromHub) -> None:
+        """Tell the user; while that one reads nothing, everything waits, and nothing is lost."""
+        while not self._user.send(message):
+            events = dict(self._full.poll())
+            if self._parent in events:
+                return
+
+    def _lose(self, role: Role, incarnation: int, cause: str) -> None:
+        """Give up a worker that is out of order: the supervisor is to end it."""
+        self._detach(role)
+        self._schedule(0.0, Lost(role, incarnation, cause))
+        self._tell(Lost(role, incarnation, cause))
 
     def _count(self, message: FromWorker | ToDraft | ToTarget, size: int) -> None:
         """Note what a message costs the request that it is about, if that still runs."""
@@ -163,13 +185,17 @@ class Hub:
 
     def _attach(self, attach: Attach) -> None:
         """Open a fresh endpoint for a worker's new incarnation."""
-        if attach.role in self._workers:
-            _, old = self._workers[attach.role]
-            self._poller.unregister(old.socket)
-            old.close()
+        self._detach(attach.role)
         channel = Channel.bind(attach.address)
         self._workers[attach.role] = (attach.incarnation, channel)
         self._poller.register(channel.socket, zmq.POLLIN)
+
+    def _detach(self, role: Role) -> None:
+        """Hear and tell a worker nothing more, if there is one."""
+        if role in self._workers:
+            _, channel = self._workers.pop(role)
+            self._poller.unregister(channel.socket)
+            channel.close()
 
     def _milliseconds_to_timer(self) -> int | None:
         """How long the poller may sleep: None without end."""
