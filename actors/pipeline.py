@@ -9,15 +9,15 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from specpipe.actors.cluster import gpu_count, ray_session
+from specpipe.actors.cluster import ray_session
+from specpipe.actors.nodes import layout_here, layout_on_nodes
 from specpipe.actors.stream import AsyncStream, Stream, completion_of
 from specpipe.actors.supervisor import Supervisor
 from specpipe.channel import socket_directory
 from specpipe.completion import Completion
 from specpipe.config import Config
-from specpipe.devices import place
 from specpipe.dispatch import make_policy, takes_turns
 from specpipe.errors import SpecpipeError, UserError
 from specpipe.hub_client import HubClient
@@ -73,33 +73,24 @@ class Pipeline:
 
     def _start(self) -> None:
         config, pair = self.config, self.pair
-        placement = place(
-            config.draft.device if config.draft else None,
-            config.target.device,
-            gpus=gpu_count(),
-            draft_computes=pair.draft is not None,
-            taking_turns=takes_turns(config.pipeline.policy),
-        )
-        self._taking_turns = pair.draft is not None and placement.shares_cores
+        settings: dict[str, Any] = {
+            "policy": config.pipeline.policy,
+            "lookahead": config.pipeline.lookahead,
+            "prefill_chunk": config.pipeline.prefill_chunk,
+            "wait_timeout_s": config.pipeline.wait_timeout_s,
+        }
+        # What this machine lacks is refused before Ray starts; others can be asked only then.
+        layout = None if config.names_nodes else layout_here(config, pair)
+        settings |= self._new_files()
         directory = self._resources.enter_context(socket_directory())
-        self._hub = HubClient(
-            directory,
-            placement.target.cores,
-            {
-                "policy": config.pipeline.policy,
-                "lookahead": config.pipeline.lookahead,
-                "prefill_chunk": config.pipeline.prefill_chunk,
-                "wait_timeout_s": config.pipeline.wait_timeout_s,
-                "taking_turns": self._taking_turns,
-                "record": config.pipeline.record
-                and new_file(config.pipeline.record, "a recording"),
-                "trace": config.pipeline.trace and new_file(config.pipeline.trace, "a trace"),
-            },
-            most_waiting=config.pipeline.max_waiting,
-        )
         owns_ray = self._resources.enter_context(ray_session(config.ray))
+        layout = layout or layout_on_nodes(config, pair)
+        self._taking_turns = pair.draft is not None and layout.placement.shares_cores
+        settings["taking_turns"] = self._taking_turns
+        most = config.pipeline.max_waiting
+        self._hub = HubClient(directory, layout.hub_cores, settings, most_waiting=most)
         supervisor = self._supervisor = Supervisor(
-            pair, placement, config, directory, self._hub, owns_ray=owns_ray
+            pair, layout, config, directory, self._hub, owns_ray=owns_ray
         )
         self._hub.start(supervisor.hear)
         self._hub.post(Vocabulary(tuple(pair.tokenizer.token_bytes)))
@@ -107,10 +98,23 @@ class Pipeline:
         self._resources.callback(supervisor.close)
         supervisor.launch()
 
+    def _new_files(self) -> dict[str, str | None]:
+        """The files that the hub writes, made before anything is started."""
+        record, trace = self.config.pipeline.record, self.config.pipeline.trace
+        return {
+            "record": record and new_file(record, "a recording"),
+            "trace": trace and new_file(trace, "a trace"),
+        }
+
     @property
     def workers(self) -> dict[Role, Ready]:
         """What each worker reported of itself, its device and cores included."""
         return self._supervisor.workers
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests can be answered: False once the hub or the target is gone for good."""
+        return not self._hub.ended and self._supervisor.has("target")
 
     def use_policy(self, name: str) -> None:
         """Go by another dispatch rule from now on; each keeps what it has learned for its return.

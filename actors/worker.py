@@ -11,6 +11,7 @@ import ray
 from specpipe.channel import Channel
 from specpipe.devices import Device, pin_process, read_back
 from specpipe.drafting.drafter import DrafterKind, Sources
+from specpipe.gate import WorkerKeys
 from specpipe.messages import Ready, Role
 from specpipe.pulse import Pulse, Reading, Watched
 from specpipe.workers.draft import Draft
@@ -30,6 +31,7 @@ class WorkerSpec:
     Attributes:
         role, incarnation: who it is.
         address: the endpoint that was made for this incarnation.
+        keys: to enter it with, where it is on another host.
         weights, backend, dtype, context_length, num_slots: its model; a draft that only looks up
             has no weights.
         output_size: ids from here on are padding, which neither model may produce.
@@ -55,6 +57,7 @@ class WorkerSpec:
     remember: int = 0
     head_tokens: int = 0
     kept_tokens: tuple[int, ...] = ()
+    keys: WorkerKeys | None = None
 
 
 class WorkerHost:
@@ -113,7 +116,7 @@ class WorkerHost:
         """Report for duty, and work until told to stop."""
         worker = _worker(spec, model)
         cores = read_back(self._cores)  # now that all threads exist
-        channel = Channel.connect(spec.address)
+        channel = Channel.connect(spec.address, spec.keys)
         channel.send(
             Ready(
                 spec.role,

@@ -18,6 +18,7 @@ from specpipe.messages import (
     MAX_TEXT,
     Abort,
     Attach,
+    Attached,
     Block,
     Close,
     Closed,
@@ -32,6 +33,8 @@ from specpipe.messages import (
     Message,
     Open,
     Opened,
+    Ping,
+    Pong,
     Progress,
     Ready,
     Resync,
@@ -76,6 +79,9 @@ _TYPES: tuple[type[Message], ...] = (
     Vocabulary,
     Computing,
     UsePolicy,
+    Attached,
+    Ping,
+    Pong,
 )
 _RECORDS = (
     Sampling,

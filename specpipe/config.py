@@ -53,6 +53,8 @@ class ModelConfig:
             as they are, more or less; for a draft on a CPU it is int8, since guesses need not be
             exact.
         backend: what computes, one of BACKENDS: our own decoder, or transformers' classes.
+        node: where the device is: id, name or address of a node of the Ray cluster; None: where the
+            embedding program runs.
 
     Raises:
         UserError: for an empty name, a malformed device, an unknown dtype or backend.
@@ -62,6 +64,7 @@ class ModelConfig:
     device: str = "auto"
     dtype: str = "auto"
     backend: str = "specpipe"
+    node: str | None = None
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -71,6 +74,8 @@ class ModelConfig:
             raise UserError(f"dtype is {self.dtype!r}: choose one of {', '.join(DTYPES)}")
         if self.backend not in BACKENDS:
             raise UserError(f"backend is {self.backend!r}: choose one of {', '.join(BACKENDS)}")
+        if self.node == "":
+            raise UserError("node is '': give a node's id, name or address, or leave it out")
 
     def kept_as(self, *, on_cpu: bool) -> str:
         """The dtype to ask for, on a CPU or elsewhere."""
@@ -244,6 +249,11 @@ class Config:
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     ray: RayConfig = field(default_factory=RayConfig)
     models_dir: str | None = None
+
+    @property
+    def names_nodes(self) -> bool:
+        """Whether it says of a model on which node of a cluster it shall be."""
+        return self.target.node is not None or bool(self.draft and self.draft.node is not None)
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:

@@ -24,9 +24,11 @@ from specpipe.coordinator import Coordinator
 from specpipe.devices import pin_process
 from specpipe.dispatch import make_policy
 from specpipe.events import Command, Event, Send, StartTimer, TimerFired
+from specpipe.gate import Gate
 from specpipe.messages import (
     Abort,
     Attach,
+    Attached,
     Finish,
     FromHub,
     FromWorker,
@@ -72,12 +74,14 @@ class Hub:
         self._user = user
         self._parent = parent
         self._workers: dict[Role, tuple[int, Channel]] = {}
+        self._gate = Gate()
         self._traffic: dict[int, list[int]] = {}  # messages and bytes of each request at work
         self._due: list[tuple[float, int, TimerFired | Lost]] = []
         self._order = itertools.count()
         self._poller = zmq.Poller()
         self._poller.register(parent, zmq.POLLIN)
         self._poller.register(user.socket, zmq.POLLIN)
+        self._poller.register(self._gate.socket, zmq.POLLIN)
         self._full = zmq.Poller()
         self._full.register(parent, zmq.POLLIN)
         self._full.register(user.socket, zmq.POLLOUT)
@@ -92,28 +96,19 @@ class Hub:
                 channel.send(Shutdown())
                 channel.close(linger_s=0.1)
             self._user.close()
+            self._gate.close()
 
     def _turn(self) -> bool:
         """Wait for something to happen and deal with it; False at the end."""
         ready = {source for source, _ in self._poller.poll(self._milliseconds_to_timer())}
+        if self._gate.socket in ready:
+            self._gate.answer()
         for role in list(self._workers):
             self._hear(role, ready)
         while self._due and self._due[0][0] <= time.monotonic():
             self._take(heapq.heappop(self._due)[2])
-        if self._user.socket in ready:
-            for message in self._user.receive():
-                match message:
-                    case Shutdown():
-                        return False
-                    case Attach():
-                        self._attach(message)
-                    case UsePolicy(name):
-                        policy = self._policies.get(name) or make_policy(name)
-                        self._coordinator.use_policy(self._policies.setdefault(name, policy))
-                    case Vocabulary() | Submit() | Abort() | Lost() | Gone():
-                        if isinstance(message, Submit):
-                            self._traffic[message.request] = [0, 0]
-                        self._take(message)
+        if self._user.socket in ready and not self._hear_user():
+            return False
         return self._parent not in ready
 
     def _hear(self, role: Role, ready: Collection[object]) -> None:
@@ -127,6 +122,23 @@ class Hub:
                 self._take(message)
         if channel.malformed:  # what it was meant to say, somebody may be waiting for
             self._lose(role, incarnation, "it said what is no message")
+
+    def _hear_user(self) -> bool:
+        """Deal with what the embedding program says; False if that is to end."""
+        for message in self._user.receive():
+            match message:
+                case Shutdown():
+                    return False
+                case Attach():
+                    self._attach(message)
+                case UsePolicy(name):
+                    policy = self._policies.get(name) or make_policy(name)
+                    self._coordinator.use_policy(self._policies.setdefault(name, policy))
+                case Vocabulary() | Submit() | Abort() | Lost() | Gone():
+                    if isinstance(message, Submit):
+                        self._traffic[message.request] = [0, 0]
+                    self._take(message)
+        return True
 
     def _take(self, event: Event) -> None:
         """Let the coordinator handle an event, and do what it says."""
@@ -184,11 +196,19 @@ class Hub:
         heapq.heappush(self._due, (moment, next(self._order), event))
 
     def _attach(self, attach: Attach) -> None:
-        """Open a fresh endpoint for a worker's new incarnation."""
-        self._detach(attach.role)
-        channel = Channel.bind(attach.address)
-        self._workers[attach.role] = (attach.incarnation, channel)
+        """Open a fresh endpoint for a worker's new incarnation, and say where it is."""
+        role = attach.role
+        self._detach(role)
+        self._gate.admit(role, attach.admitted)
+        try:
+            channel = Channel.bind(attach.address, attach.secret_key, name=role)
+        except zmq.ZMQError as error:
+            cause = f"the hub cannot listen at {attach.address}: {error.strerror}"
+            self._tell(Attached(role, attach.incarnation, attach.address, cause))
+            return
+        self._workers[role] = (attach.incarnation, channel)
         self._poller.register(channel.socket, zmq.POLLIN)
+        self._tell(Attached(role, attach.incarnation, channel.address))
 
     def _detach(self, role: Role) -> None:
         """Hear and tell a worker nothing more, if there is one."""

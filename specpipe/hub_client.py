@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,16 @@ from typing import Any
 import zmq
 
 from specpipe.channel import Channel, hub_address
+from specpipe.errors import WorkerError
 from specpipe.messages import (
     Abort,
+    Attach,
+    Attached,
     Finish,
     FromHub,
     Lost,
     Ready,
+    Role,
     Shutdown,
     Submit,
     ToHub,
@@ -63,7 +68,8 @@ class HubClient:
         self._most_waiting = most_waiting
         self._outbox: deque[ToHub] = deque()
         self._sinks: dict[int, Sink] = {}
-        self._lock = threading.Lock()  # of _sinks, _cause and _wake_write
+        self._attaching: dict[tuple[Role, int], Future[str]] = {}
+        self._lock = threading.Lock()  # of _sinks, _attaching, _cause and _wake_write
         self._room = threading.Condition(self._lock)
         self._cause = ""  # why nothing can be handed in any more
         self._on_worker: Callable[[Ready | Lost], None]
@@ -106,6 +112,21 @@ class HubClient:
             sink(Finish(request.request, "error", cause, RequestMetrics()))
         else:
             self.post(request)
+
+    def attach(self, message: Attach) -> "Future[str]":
+        """Let the hub listen to a new incarnation of a worker.
+
+        Returns:
+            The address at which it does; or a WorkerError, if it can't.
+        """
+        future: Future[str] = Future()
+        with self._lock:
+            if self._cause:
+                future.set_exception(WorkerError(self._cause))
+            else:
+                self._attaching[message.role, message.incarnation] = future
+        self.post(message)
+        return future
 
     def abort(self, request: int) -> None:
         """End a request early; its sink still gets Finish."""
@@ -184,6 +205,13 @@ class HubClient:
         match message:
             case Ready() | Lost():
                 self._on_worker(message)
+            case Attached(role, incarnation, address, cause):
+                with self._lock:
+                    future = self._attaching.pop((role, incarnation), None)
+                if future and cause:
+                    future.set_exception(WorkerError(cause))
+                elif future:
+                    future.set_result(address)
             case Tokens(request):
                 if sink := self._sinks.get(request):  # else it has been given up
                     sink(message)
@@ -199,6 +227,9 @@ class HubClient:
         with self._room:
             self._cause = self._cause or cause
             sinks, self._sinks = self._sinks, {}
+            attaching, self._attaching = self._attaching, {}
             self._room.notify_all()
+        for future in attaching.values():
+            future.set_exception(WorkerError(self._cause))
         for request, sink in sinks.items():
             sink(Finish(request, "error", self._cause, RequestMetrics()))

@@ -8,7 +8,10 @@ taken in the order of that chance, as long as tokens per second rise:
 
     (sequences + sum of chances) / (seconds between passes + T(rows)).
 
-The draft's model runs ahead for each as far as an unknown guess would still be worth its row.
+The draft's model runs ahead for each as far as an unknown guess would still be worth its row. But
+it takes memory bandwidth, or cores, from the target. Whether it brings more than that is not
+computed but tried: now and then, ever more rarely while the answer stays the same, it rests for
+some passes, or works for some.
 """
 
 import heapq
@@ -16,11 +19,49 @@ import math
 from collections.abc import Sequence
 
 from specpipe.calibration import Average
-from specpipe.costs import Costs, PassTimes
+from specpipe.costs import Costs, PassTimes, Rate
 from specpipe.policy import Decision, Situation, Verified
 
 _MOST_GUESSES = 64  # in a pass
 _MOST_AHEAD = 16
+_UNKNOWN = 2  # guesses a block, and ahead of it, as long as no pass was measured
+_TRIAL = 16  # passes
+_FIRST, _LONGEST = 64, 1024  # passes from one trial to the next
+
+
+class _Trials:
+    """Whether the model works or rests: what wrote more when it was last tried.
+
+    Attributes:
+        works: for now.
+    """
+
+    def __init__(self) -> None:
+        self.works = True
+        self._trying = False
+        self._left, self._pause = _FIRST, _FIRST
+        self._gains = {True: Rate(0.98), False: Rate(0.98)}
+
+    def note(self, gain: float, seconds: float) -> None:
+        """So many seconds of a pass brought what takes `gain` seconds without guesses."""
+        self._gains[self.works].add(gain, seconds)
+
+    def note_pass(self) -> None:
+        """Another pass begins."""
+        self._left -= 1
+        if self._left > 0:
+            return
+        if not self._trying:
+            self.works, self._trying, self._left = not self.works, True, _TRIAL
+            self._gains[self.works] = Rate(0.98)
+            return
+        self._trying = False
+        tried, usual = self._gains[self.works].value, self._gains[not self.works].value
+        if tried is not None and usual is not None and tried > usual:
+            self._pause = _FIRST
+        else:
+            self.works, self._pause = not self.works, min(2 * self._pause, _LONGEST)
+        self._left = self._pause
 
 
 class Sharing:
@@ -37,11 +78,16 @@ class Sharing:
         self._costs = costs
         self.passes = PassTimes()
         self._gap = Average(0.98)
+        self._trials = _Trials()
+        self._plain = 0.0  # seconds of a token in the latest pass, had it had no guesses
 
     def note(self, verification: Verified) -> None:
         """A verdict on one of several sequences came."""
+        count = verification.sequences
         self.passes.note(verification.rows, verification.seconds)
         self._gap.add(verification.waited)
+        spent = (verification.waited + verification.seconds) / count
+        self._trials.note((verification.accepted + 1) * self._plain, spent)
 
     def decide(
         self, situations: Sequence[Situation], chances: Sequence[Sequence[float]]
@@ -54,13 +100,17 @@ class Sharing:
         """
         count = len(situations)
         if not self.passes.seen:
-            return [Decision(len(each)) for each in chances]
+            return [Decision(min(len(each), _UNKNOWN), _UNKNOWN) for each in chances]
         times = self.passes.table(count + _MOST_GUESSES + count)
+        self._plain = times[count] / count
         blocks, expected = best_blocks(chances, times, self._gap.value)
         rows = count + sum(blocks)
         rate = expected / (self._gap.value + times[rows])
         row_cost = (times[rows + count] - times[rows]) / count
+        self._trials.note_pass()
         useful = self._useful(rate * row_cost)
+        if not self._trials.works:
+            return [Decision(sent, 0) for sent in blocks]
         if self._is_worth_waiting(situations, rate, row_cost):
             return [Decision(None, useful)] * count
         return [

@@ -75,6 +75,23 @@ def test_a_first_guess_is_waited_for_where_it_takes_next_to_no_time() -> None:
     assert None not in {decision.send for decision in late}
 
 
+def test_a_model_that_slows_the_target_more_than_it_helps_comes_to_rest() -> None:
+    """Eight sequences fill a pass; a draft beside it takes bandwidth from all of them."""
+    for slowed, rests in ((1.5, True), (1.0, False)):
+        policy = taught(0.0)
+        resting = 0
+        for turn in range(800):
+            decisions = policy.decide_all([situation(0.8), situation(0.8)])
+            works = any(decision.ahead for decision in decisions)
+            resting += turn >= 400 and not works
+            for accepted in (1, 0) if works else (0, 0):
+                seconds = slowed if works else 1.0
+                policy.verified(
+                    Verified(0, 1, accepted, seconds, alone=not works, sequences=2, rows=4)
+                )
+        assert (resting > 300) == rests
+
+
 def test_a_sequence_alone_is_decided_about_as_before() -> None:
     """What was learned of shared passes says nothing of how long its own takes."""
     policy = taught(0.1)
