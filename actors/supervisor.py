@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,32 +18,38 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from specpipe.actors.nodes import Layout, Node, this_node
+from specpipe.actors.watch import Watch
 from specpipe.actors.worker import WorkerHost, WorkerSpec
 from specpipe.channel import network_address, worker_address
 from specpipe.config import Config, ModelConfig
 from specpipe.errors import SpecpipeError, UserError, WorkerError
 from specpipe.gate import WorkerKeys, fresh_keys
 from specpipe.hub_client import HubClient
-from specpipe.messages import Attach, Gone, Lost, Ready, Role
+from specpipe.messages import MAX_TEXT, Attach, Gone, Lost, Ready, Role
 from specpipe.models.store import ModelFiles
 from specpipe.pair import ModelPair
 
 log = logging.getLogger(__name__)
 
 _WATCH_EVERY_S = 0.2
-_MOST_RESTARTS = 3  # in a row, of a worker that does not live for _STEADY_S
+_LONGEST_TURN_S = 1.0  # of looking; what is longer, this program was held up for
+_MOST_RESTARTS = 5  # in a row, of a worker of which nothing comes and that dies within _STEADY_S
 _STEADY_S = 60.0
 _ATTACH_TIMEOUT_S = 60.0  # the hub may be starting, beside two models that load
 
 
 @dataclass(slots=True)
 class _Running:
-    """A worker's current incarnation; `done` resolves when its loop has ended, however."""
+    """A worker's current incarnation; `done` resolves when its loop has ended, however.
+
+    `restarts`: in a row, of incarnations of which nothing came.
+    """
 
     incarnation: int
     host: Any
     done: Any
     started: float
+    watch: Watch
     restarts: int = 0
 
 
@@ -73,15 +80,19 @@ class Supervisor:
         self._running: dict[Role, _Running] = {}
         self._shared: tuple[str, Any] | None = None
         self._ready: dict[Role, Ready] = {}
+        self._unfit: dict[Role, Lost] = {}
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._here: Node  # where this program runs
         self._watcher = threading.Thread(target=self._watch, name="specpipe-watch", daemon=True)
 
-    def note_ready(self, ready: Ready) -> None:
-        """Hear from the hub that a worker reports for duty."""
+    def hear(self, message: Ready | Lost) -> None:
+        """Hear from the hub that a worker reports for duty, or is out of order."""
         with self._changed:
-            self._ready[ready.role] = ready
+            if isinstance(message, Ready):
+                self._ready[message.role] = message
+            else:
+                self._unfit[message.role] = message
             self._changed.notify_all()
 
     @property
@@ -227,6 +238,7 @@ class Supervisor:
             host,
             host.serve.remote(spec),
             time.monotonic(),
+            Watch(host, role, self._config.ray.hang_timeout_s),
             before.restarts + 1 if before else 0,
         )
 
@@ -250,29 +262,58 @@ class Supervisor:
     # -- watching
 
     def _watch(self) -> None:
+        """Look after the workers; on a clock that stands still while this program does."""
+        lived, before = 0.0, time.monotonic()
         while not self._closing.wait(_WATCH_EVERY_S):
-            for role, running in list(self._running.items()):
-                if _is_done(running.done):
-                    self._replace(role, running)
+            now = time.monotonic()
+            lived, before = lived + min(now - before, _LONGEST_TURN_S), now
+            try:
+                for role, running in list(self._running.items()):
+                    if cause := self._trouble(role, running, lived):
+                        self._replace(role, running, cause)
+            except Exception as error:  # Ray's parts fail in many ways, and nobody else would tell
+                for role in list(self._running):
+                    self._give_up(role, _first_line(error))
+            if self._hub.ended:  # there is nobody left to work for
+                for running in self._running.values():
+                    ray.kill(running.host)
+                return
 
-    def _replace(self, role: Role, running: _Running) -> None:
-        self._hub.post(Lost(role, running.incarnation))
+    def _trouble(self, role: Role, running: _Running, now: float) -> str | None:
+        """Why a worker has to be replaced; `now` is in seconds of our own work."""
+        if _is_done(running.done):
+            return _cause(running.done)
+        unfit = self._unfit.get(role)
+        if unfit and unfit.incarnation == running.incarnation:
+            return unfit.cause
+        ready = self._ready.get(role)
+        is_up = ready is not None and ready.incarnation == running.incarnation
+        if not is_up and time.monotonic() - running.started > self._config.ray.launch_timeout_s:
+            return f"it did not come up within {self._config.ray.launch_timeout_s:g} s"
+        return running.watch.look(now)
+
+    def _replace(self, role: Role, running: _Running, cause: str) -> None:
+        self._hub.post(Lost(role, running.incarnation, cause[:MAX_TEXT]))
         ray.kill(running.host)
-        cause = _cause(running.done)
-        if time.monotonic() - running.started > _STEADY_S:
+        if running.watch.has_worked or time.monotonic() - running.started > _STEADY_S:
             running.restarts = 0
         if running.restarts >= _MOST_RESTARTS:
-            del self._running[role]
-            log.error("the %s died %d times and is given up: %s", role, _MOST_RESTARTS + 1, cause)
-            self._hub.post(Gone(role, f"the {role} cannot come back: {cause}"))
+            self._give_up(role, f"{cause} ({_MOST_RESTARTS + 1} times in a row)")
             return
         log.warning("the %s was lost (%s); starting it again", role, cause)
         incarnation = running.incarnation + 1
         try:
             self._start(role, incarnation, self._make_host(role, incarnation))
         except (RayError, SpecpipeError) as error:
-            del self._running[role]
-            self._hub.post(Gone(role, f"the {role} cannot come back: {error}".splitlines()[0]))
+            self._give_up(role, _first_line(error))
+
+    def _give_up(self, role: Role, cause: str) -> None:
+        """A worker will not come back."""
+        running = self._running.pop(role)
+        log.error("the %s is given up: %s", role, cause)
+        self._hub.post(Gone(role, f"the {role} cannot come back: {cause}"[:MAX_TEXT]))
+        with suppress(Exception):  # there may be no Ray any more
+            ray.kill(running.host)
 
     # -- small helpers
 
@@ -315,11 +356,15 @@ def _cause(ref: Any) -> str:
     try:
         ray.get(ref)
     except RayTaskError as error:
-        return str(error.cause).splitlines()[0] if str(error.cause) else repr(error.cause)
+        return _first_line(error.cause)
     except RayError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return lines[0] if lines else type(error).__name__
+        return _first_line(error)
     return "its loop ended"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else repr(error)
 
 
 def _launch_error(role: Role, ref: Any) -> SpecpipeError:

@@ -20,6 +20,7 @@ from specpipe.clock import RemoteClock
 from specpipe.codec import MAX_MESSAGE_BYTES, decode, encode
 from specpipe.errors import ProtocolError, SpecpipeError, WorkerError
 from specpipe.gate import WorkerKeys
+from specpipe.leftovers import FOLDER_PREFIX, HUB, sweep
 from specpipe.messages import Message, Ping, Pong, Role
 
 _HIGH_WATER_MARK = 10_000
@@ -39,12 +40,13 @@ _LOSS = (
 
 @contextmanager
 def socket_directory() -> Iterator[Path]:
-    """A fresh directory for sockets, mode 0700, removed at the end.
+    """A fresh directory for sockets, mode 0700, removed at the end; those of the dead go now.
 
     Raises:
         SpecpipeError: when the paths would be too long for Unix sockets.
     """
-    directory = Path(tempfile.mkdtemp(prefix="specpipe-"))
+    sweep()
+    directory = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
     try:
         if len(str(directory / "target-999999")) > _LONGEST_PATH:
             raise SpecpipeError(
@@ -58,7 +60,7 @@ def socket_directory() -> Iterator[Path]:
 
 def hub_address(directory: Path) -> str:
     """Where the hub listens to the program that embeds it."""
-    return f"ipc://{directory}/hub"
+    return f"ipc://{directory / HUB}"
 
 
 def worker_address(directory: Path, role: Role, incarnation: int) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from specpipe.events import Command, Event, Send, TimerFired, urgency
 from specpipe.judgement import Decided, decide
 from specpipe.messages import (
+    MAX_TEXT,
     Abort,
     Block,
     Close,
@@ -35,7 +36,7 @@ from specpipe.metrics import RequestMetrics
 from specpipe.observation import Observation
 from specpipe.policy import Observer, Policy
 from specpipe.scheduler import Scheduler
-from specpipe.sequence import BlockFate, DraftState, SequenceState
+from specpipe.sequence import MOST_LOSSES, BlockFate, DraftState, SequenceState
 from specpipe.stopping import FinishReason, StopRule
 from specpipe.worker_state import WorkerState
 
@@ -153,7 +154,7 @@ class Coordinator:
     def _on_timer(self, event: TimerFired) -> None:
         sequence = self.sequences.get(event.request)
         if sequence and sequence.timer == event.timer:
-            sequence.timer, sequence.must_send = None, True
+            sequence.timer, sequence.silent = None, True
             sequence.metrics.timeouts += 1
 
     # -- the workers' lives
@@ -163,7 +164,7 @@ class Coordinator:
         if event.incarnation <= worker.incarnation:
             return
         if worker.up:
-            self._lose(event.role)
+            self._lose(event.role, "another took its place")
         worker.report(event)
 
     def _on_lost(self, event: Lost) -> None:
@@ -172,22 +173,25 @@ class Coordinator:
             return
         worker.incarnation = event.incarnation  # its Ready may come yet: no work for the dead
         if worker.up:
-            self._lose(event.role)
+            self._lose(event.role, event.cause)
 
-    def _lose(self, role: Role) -> None:
+    def _lose(self, role: Role, cause: str) -> None:
         worker = self.workers[role]
+        held, worker.held = worker.held, set()
         worker.up = False
-        worker.held.clear()
-        for sequence in self.sequences.values():
+        for sequence in list(self.sequences.values()):
             if role == "draft":
-                sequence.lose_draft()
-            else:
-                sequence.lose_target()
+                sequence.lose_draft(held=sequence.request in held)
+                continue
+            sequence.lose_target(held=sequence.request in held)
+            if (losses := sequence.losses["target"]) > MOST_LOSSES:
+                line = f"the target was lost {losses} times in a row over this request: {cause}"
+                self._finish(sequence, "error", line[:MAX_TEXT])
 
     def _on_gone(self, event: Gone) -> None:
         worker = self.workers[event.role]
         if worker.up:
-            self._lose(event.role)
+            self._lose(event.role, event.cause)
         worker.gone = event.cause
         if event.role == "target":
             for sequence in list(self.sequences.values()):
@@ -212,6 +216,7 @@ class Coordinator:
     def _on_opened(self, event: Opened) -> None:
         if sequence := self._drafted(event):
             sequence.draft, sequence.timer = DraftState.OPEN, None
+            sequence.silent = False
 
     def _on_exhausted(self, event: Exhausted) -> None:
         if sequence := self._drafted(event):
@@ -240,6 +245,7 @@ class Coordinator:
         new_tokens = metrics.drafted - drafted
         if new_tokens:  # the promise was kept; the next token has its own time
             sequence.timer = None
+            sequence.losses["draft"] = 0
         self._observation.block(sequence, event, new_tokens, self._now)
         if fate is BlockFate.STALE:
             sequence.metrics.stale_blocks += 1

@@ -295,10 +295,14 @@ class Attach:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """This incarnation of a worker is gone."""
+    """This incarnation of a worker is gone, or not fit for work: `cause` is one line.
+
+    Either end may find out, the supervisor or the hub, and tells the other.
+    """
 
     role: Role
     incarnation: int
+    cause: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,5 +379,5 @@ FromWorker = (
     Ready | Closed | Failed | Opened | Block | Computing | Exhausted | Resync | Verdict | Progress
 )
 ToHub = Vocabulary | UsePolicy | Submit | Abort | Attach | Lost | Gone | Shutdown
-FromHub = Tokens | Finish | Ready | Attached
+FromHub = Tokens | Finish | Ready | Lost | Attached
 Message = ToDraft | ToTarget | FromWorker | ToHub | FromHub | Ping | Pong

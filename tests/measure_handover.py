@@ -21,6 +21,7 @@ from specpipe.hub_client import HubClient
 from specpipe.messages import Attach, Finish, Ready, Role, Submit, Tokens
 from specpipe.models.store import models_dir, resolve
 from specpipe.pair import ModelPair
+from specpipe.pulse import Pulse
 from specpipe.sampling import Sampling
 from specpipe.workers.draft import Draft
 from specpipe.workers.loop import run_draft, run_target
@@ -51,10 +52,10 @@ def serve(role: Role, core: int, weights: Path, address: str) -> None:
     shape = (model.context_length, model.vocab_size)
     channel.send(Ready(role, 1, 1, *shape, "cpu", (core,), ("model",) if role == "draft" else ()))
     if role == "draft":
-        run_draft(Draft(Sources(model), 1), channel)
+        run_draft(Draft(Sources(model), 1), channel, Pulse())
     else:
         model.__class__ = Slowed
-        run_target(Target(model, 1), channel)
+        run_target(Target(model, 1), channel, Pulse())
 
 
 def handovers(hub: HubClient, number: int, tokens: list[int]) -> list[float]:
