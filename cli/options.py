@@ -132,6 +132,12 @@ _PIPELINE = (
             usual=_USUAL.draft.device,
             shell_complete=one_of(*_DEVICES),
         ),
+        option(
+            "--target-node",
+            help="Node of the Ray cluster whose device that is: its id, name or address.",
+            usual="this one",
+        ),
+        option("--draft-node", help="The same for the draft.", usual="this one"),
     ),
     grouped(
         "Pipeline",
@@ -264,12 +270,14 @@ def configure(options: Mapping[str, Any]) -> Config:
             "device": _device("target", options),
             "dtype": options["dtype"],
             "backend": options["target_backend"],
+            "node": options["target_node"],
         },
         draft={
             "model": draft,
             "device": _device("draft", options),
             "dtype": options["dtype"],
             "backend": options["draft_backend"],
+            "node": options["draft_node"],
             "drafter": options["drafter"],
             "remember": options["remember"],
         },

@@ -18,6 +18,7 @@ from specpipe.messages import (
     MAX_TEXT,
     Abort,
     Attach,
+    Attached,
     Block,
     Close,
     Closed,
@@ -32,6 +33,8 @@ from specpipe.messages import (
     Message,
     Open,
     Opened,
+    Ping,
+    Pong,
     Progress,
     Ready,
     Resync,
@@ -45,7 +48,7 @@ from specpipe.messages import (
 from specpipe.metrics import RequestMetrics, SourceCounts, Spans
 from specpipe.sampling import GuessLaw, Sampling, TokenLogprobs
 
-VERSION = 5
+VERSION = 6
 MAX_MESSAGE_BYTES = 16 * 2**20
 MAX_ITEMS = 2**21
 MAX_INT = 2**63 - 1
@@ -76,6 +79,9 @@ _TYPES: tuple[type[Message], ...] = (
     Vocabulary,
     Computing,
     UsePolicy,
+    Attached,
+    Ping,
+    Pong,
 )
 _RECORDS = (
     Sampling,

@@ -8,11 +8,11 @@ It sleeps until there is something to do, and ends when its parent does.
 import heapq
 import itertools
 import json
-import logging
 import math
 import shutil
 import sys
 import time
+from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,13 @@ from specpipe.coordinator import Coordinator
 from specpipe.devices import pin_process
 from specpipe.dispatch import make_policy
 from specpipe.events import Command, Event, Send, StartTimer, TimerFired
+from specpipe.gate import Gate
 from specpipe.messages import (
     Abort,
     Attach,
+    Attached,
     Finish,
+    FromHub,
     FromWorker,
     Gone,
     Lost,
@@ -44,8 +47,6 @@ from specpipe.messages import (
 from specpipe.policy import Policy
 from specpipe.recording import Recorder
 from specpipe.tracing import Tracer
-
-log = logging.getLogger(__name__)
 
 
 class Hub:
@@ -73,12 +74,17 @@ class Hub:
         self._user = user
         self._parent = parent
         self._workers: dict[Role, tuple[int, Channel]] = {}
+        self._gate = Gate()
         self._traffic: dict[int, list[int]] = {}  # messages and bytes of each request at work
         self._due: list[tuple[float, int, TimerFired | Lost]] = []
         self._order = itertools.count()
         self._poller = zmq.Poller()
         self._poller.register(parent, zmq.POLLIN)
         self._poller.register(user.socket, zmq.POLLIN)
+        self._poller.register(self._gate.socket, zmq.POLLIN)
+        self._full = zmq.Poller()
+        self._full.register(parent, zmq.POLLIN)
+        self._full.register(user.socket, zmq.POLLOUT)
 
     def run(self) -> None:
         """Work until told to end, or until the parent has ended."""
@@ -90,33 +96,49 @@ class Hub:
                 channel.send(Shutdown())
                 channel.close(linger_s=0.1)
             self._user.close()
+            self._gate.close()
 
     def _turn(self) -> bool:
         """Wait for something to happen and deal with it; False at the end."""
         ready = {source for source, _ in self._poller.poll(self._milliseconds_to_timer())}
-        for _, channel in list(self._workers.values()):
-            if channel.socket in ready:
-                for message, size in channel.receive_sized():
-                    if isinstance(message, FromWorker):
-                        self._count(message, size)
-                        self._take(message)
+        if self._gate.socket in ready:
+            self._gate.answer()
+        for role in list(self._workers):
+            self._hear(role, ready)
         while self._due and self._due[0][0] <= time.monotonic():
             self._take(heapq.heappop(self._due)[2])
-        if self._user.socket in ready:
-            for message in self._user.receive():
-                match message:
-                    case Shutdown():
-                        return False
-                    case Attach():
-                        self._attach(message)
-                    case UsePolicy(name):
-                        policy = self._policies.get(name) or make_policy(name)
-                        self._coordinator.use_policy(self._policies.setdefault(name, policy))
-                    case Vocabulary() | Submit() | Abort() | Lost() | Gone():
-                        if isinstance(message, Submit):
-                            self._traffic[message.request] = [0, 0]
-                        self._take(message)
+        if self._user.socket in ready and not self._hear_user():
+            return False
         return self._parent not in ready
+
+    def _hear(self, role: Role, ready: Collection[object]) -> None:
+        """Take what a worker said, if it is there still, and said something."""
+        incarnation, channel = self._workers.get(role, (0, None))
+        if channel is None or channel.socket not in ready:
+            return
+        for message, size in channel.receive_sized():
+            if isinstance(message, FromWorker):
+                self._count(message, size)
+                self._take(message)
+        if channel.malformed:  # what it was meant to say, somebody may be waiting for
+            self._lose(role, incarnation, "it said what is no message")
+
+    def _hear_user(self) -> bool:
+        """Deal with what the embedding program says; False if that is to end."""
+        for message in self._user.receive():
+            match message:
+                case Shutdown():
+                    return False
+                case Attach():
+                    self._attach(message)
+                case UsePolicy(name):
+                    policy = self._policies.get(name) or make_policy(name)
+                    self._coordinator.use_policy(self._policies.setdefault(name, policy))
+                case Vocabulary() | Submit() | Abort() | Lost() | Gone():
+                    if isinstance(message, Submit):
+                        self._traffic[message.request] = [0, 0]
+                    self._take(message)
+        return True
 
     def _take(self, event: Event) -> None:
         """Let the coordinator handle an event, and do what it says."""
@@ -129,27 +151,39 @@ class Hub:
             self._tracer.note(event, commands, now)
             self._tracer.flush()
         if isinstance(event, Ready):
-            self._user.send(event)
+            self._tell(event)
 
     def _do(self, command: Command) -> None:
         match command:
             case Send(role, incarnation, message):
-                current, channel = self._workers[role]
-                if current != incarnation:
+                current, channel = self._workers.get(role, (0, None))
+                if channel is None or current != incarnation:
                     return
                 if size := channel.send(message):
                     self._count(message, size)
                 else:
-                    log.warning("the %s takes no messages; counted as lost", role)
-                    self._schedule(0.0, Lost(role, incarnation))
+                    self._lose(role, incarnation, "it takes no more messages")
             case StartTimer(request, timer, seconds):
                 self._schedule(time.monotonic() + seconds, TimerFired(request, timer))
             case Tokens():
-                self._user.send(command)
+                self._tell(command)
             case Finish(request):
                 counts = self._traffic.pop(request)
                 command.metrics.messages, command.metrics.message_bytes = counts
-                self._user.send(command)
+                self._tell(command)
+
+    def _tell(self, message: FromHub) -> None:
+        """Tell the user; while that one reads nothing, everything waits, and nothing is lost."""
+        while not self._user.send(message):
+            events = dict(self._full.poll())
+            if self._parent in events:
+                return
+
+    def _lose(self, role: Role, incarnation: int, cause: str) -> None:
+        """Give up a worker that is out of order: the supervisor is to end it."""
+        self._detach(role)
+        self._schedule(0.0, Lost(role, incarnation, cause))
+        self._tell(Lost(role, incarnation, cause))
 
     def _count(self, message: FromWorker | ToDraft | ToTarget, size: int) -> None:
         """Note what a message costs the request that it is about, if that still runs."""
@@ -162,14 +196,26 @@ class Hub:
         heapq.heappush(self._due, (moment, next(self._order), event))
 
     def _attach(self, attach: Attach) -> None:
-        """Open a fresh endpoint for a worker's new incarnation."""
-        if attach.role in self._workers:
-            _, old = self._workers[attach.role]
-            self._poller.unregister(old.socket)
-            old.close()
-        channel = Channel.bind(attach.address)
-        self._workers[attach.role] = (attach.incarnation, channel)
+        """Open a fresh endpoint for a worker's new incarnation, and say where it is."""
+        role = attach.role
+        self._detach(role)
+        self._gate.admit(role, attach.admitted)
+        try:
+            channel = Channel.bind(attach.address, attach.secret_key, name=role)
+        except zmq.ZMQError as error:
+            cause = f"the hub cannot listen at {attach.address}: {error.strerror}"
+            self._tell(Attached(role, attach.incarnation, attach.address, cause))
+            return
+        self._workers[role] = (attach.incarnation, channel)
         self._poller.register(channel.socket, zmq.POLLIN)
+        self._tell(Attached(role, attach.incarnation, channel.address))
+
+    def _detach(self, role: Role) -> None:
+        """Hear and tell a worker nothing more, if there is one."""
+        if role in self._workers:
+            _, channel = self._workers.pop(role)
+            self._poller.unregister(channel.socket)
+            channel.close()
 
     def _milliseconds_to_timer(self) -> int | None:
         """How long the poller may sleep: None without end."""

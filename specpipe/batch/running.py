@@ -28,8 +28,8 @@ class Answerer(Protocol):
     """What a batch needs of a pipeline."""
 
     @property
-    def lost(self) -> bool:
-        """Whether it can answer nothing any more."""
+    def alive(self) -> bool:
+        """Whether requests can still be answered."""
 
     def submit(self, prompt: Prompt, params: SamplingParams) -> "Future[Completion]":
         """Begin to complete a prompt; cancelling the future ends the request."""
@@ -74,7 +74,7 @@ class Batch:
         """Answer all rows; what is written is added to `tally`, and `told` is called.
 
         Raises:
-            WorkerError: the answerer is lost. The records of rows that ended because of it are not
+            WorkerError: the answerer is dead. The records of rows that ended because of it are not
                 written, so that the next run tries these again.
             SpecpipeError: rows can't be read on, or records can't be written.
         """
@@ -134,7 +134,7 @@ class Batch:
         completion = None if future is None else future.result()
         if completion is None:
             record = error_record(row, str(row.asked))
-        elif completion.finish_reason == "error" and self._answerer.lost:
+        elif completion.finish_reason == "error" and not self._answerer.alive:
             raise WorkerError(completion.cause)
         else:
             record = answer_record(row, completion)

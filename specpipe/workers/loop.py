@@ -1,29 +1,41 @@
-"""The two loops that give a worker its messages and its time."""
+"""The two loops that give a worker its messages and its time, and show what they do with it."""
 
 import time
 from collections import deque
 
 from specpipe.channel import Channel
+from specpipe.errors import WorkerError
 from specpipe.messages import FromWorker, Message, Shutdown
+from specpipe.pulse import Pulse
 from specpipe.workers.draft import Draft
 from specpipe.workers.target import Target
 
 
-def run_target(target: Target, channel: Channel) -> None:
-    """Answer commands until Shutdown comes."""
+def run_target(target: Target, channel: Channel, pulse: Pulse) -> None:
+    """Answer commands until Shutdown comes.
+
+    Raises:
+        WorkerError: if the coordinator takes no more answers.
+    """
     left = time.monotonic()
     while True:
+        pulse.rest()
         messages = channel.receive(None)
+        pulse.beat()
         arrived = time.monotonic()
         for message in messages:
             if isinstance(message, Shutdown):
                 return
-            _send(channel, target.handle(message, max(0.0, arrived - left)))
+            _send(channel, target.handle(message, max(0.0, arrived - left)), pulse)
             left = time.monotonic()
 
 
-def run_draft(draft: Draft, channel: Channel) -> None:
-    """Draft until Shutdown comes, looking for messages between and during the model's passes."""
+def run_draft(draft: Draft, channel: Channel, pulse: Pulse) -> None:
+    """Draft until Shutdown comes, looking for messages between and during the model's passes.
+
+    Raises:
+        WorkerError: if the coordinator takes no more of what is drafted.
+    """
     inbox: deque[Message] = deque()
 
     def interrupted() -> bool:
@@ -31,15 +43,20 @@ def run_draft(draft: Draft, channel: Channel) -> None:
         return any(isinstance(m, Shutdown) or draft.outdates(m) for m in inbox)
 
     while True:
-        inbox.extend(channel.receive(None if draft.idle else 0.0))
+        if idle := draft.idle:
+            pulse.rest()
+        inbox.extend(channel.receive(None if idle else 0.0))
+        pulse.beat()
         while inbox:
             message = inbox.popleft()
             if isinstance(message, Shutdown):
                 return
-            _send(channel, draft.handle(message))
-        _send(channel, draft.step(interrupted))
+            _send(channel, draft.handle(message), pulse)
+        _send(channel, draft.step(interrupted), pulse)
 
 
-def _send(channel: Channel, messages: list[FromWorker]) -> None:
+def _send(channel: Channel, messages: list[FromWorker], pulse: Pulse) -> None:
     for message in messages:
-        channel.send(message)
+        if not channel.send(message):  # without it both sides would wait for ever
+            raise WorkerError("the coordinator takes no more messages")
+        pulse.answer()

@@ -23,7 +23,7 @@ class Pool:
     """Answers in threads, each after a time of its own: the text is what a function makes of it."""
 
     def __init__(self, answer):
-        self.lost = False
+        self.alive = True
         self._answer, self._threads = answer, ThreadPoolExecutor(2 * MOST_RUNNING)
 
     def submit(self, prompt, params):
@@ -34,7 +34,7 @@ class ByHand:
     """Answers when it is told to."""
 
     def __init__(self):
-        self.lost = False
+        self.alive = True
         self.futures = []
 
     def submit(self, prompt, params):
@@ -205,7 +205,7 @@ def test_a_lost_target_ends_the_run_and_is_no_row_s_fault(tmp_path):
     def dying(prompt, params):
         if int(bytes(prompt)) < 10:
             return completion("x", params)
-        pool.lost = True
+        pool.alive = False
         return completion("x", params, "error", "the target cannot come back: killed")
 
     pool._answer = dying
