@@ -6,6 +6,8 @@ verdict to the next block.
 
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import threading
@@ -126,9 +128,15 @@ class HubClient:
         os.close(self._wake_read)
         os.close(self._wake_write)
 
+    def kill(self) -> None:
+        """End the hub as a crash would."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
     def _run(self) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self._process.wait()  # it has left its work to a child, in the same process group
         channel = Channel.connect(self._address)
         poller = zmq.Poller()
         for source in (channel.socket, self._wake_read, self._process.stdout):
@@ -150,11 +158,8 @@ class HubClient:
                 poller.unregister(self._process.stdout)
         channel.close(linger_s=0.1)
         self._process.stdin.close()
-        try:
-            self._process.wait(_END_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        if not select.select([self._process.stdout], [], [], _END_TIMEOUT_S)[0]:
+            self.kill()
         self._process.stdout.close()
 
     def _deliver(self, message: FromHub) -> None:
