@@ -6,11 +6,12 @@ import secrets
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Self
 
-from specpipe.actors.cluster import gpu_count, ray_session
+from specpipe.actors.cluster import dashboard_address, gpu_count, ray_session
+from specpipe.actors.monitoring import Publisher
 from specpipe.actors.stream import AsyncStream, Stream, completion_of
 from specpipe.actors.supervisor import Supervisor
 from specpipe.channel import socket_directory
@@ -25,6 +26,7 @@ from specpipe.new_file import new_file
 from specpipe.pair import ModelPair, Prompt
 from specpipe.sampling import MAX_SEED, Sampling, SamplingParams
 from specpipe.tokenizer import Detokenizer
+from specpipe.version import __version__
 
 
 class Pipeline:
@@ -47,6 +49,7 @@ class Pipeline:
         self._resources = ExitStack()
         self._requests = itertools.count(1)
         self._taking_turns = False
+        self._name = ""
         self._hub: HubClient
         self._supervisor: Supervisor
 
@@ -81,6 +84,7 @@ class Pipeline:
         )
         self._taking_turns = pair.draft is not None and placement.shares_cores
         directory = self._resources.enter_context(socket_directory())
+        self._name = directory.name
         self._hub = HubClient(
             directory,
             placement.target.cores,
@@ -93,13 +97,15 @@ class Pipeline:
                 "record": config.pipeline.record
                 and new_file(config.pipeline.record, "a recording"),
                 "trace": config.pipeline.trace and new_file(config.pipeline.trace, "a trace"),
+                "about": self._about(),
+                "log": asdict(config.log),
             },
         )
         owns_ray = self._resources.enter_context(ray_session(config.ray))
         supervisor = self._supervisor = Supervisor(
             pair, placement, config, directory, self._hub, owns_ray=owns_ray
         )
-        self._hub.start(supervisor.note_ready)
+        self._hub.start(supervisor.note_ready, Publisher().publish)
         self._hub.post(Vocabulary(tuple(pair.tokenizer.token_bytes)))
         self._resources.callback(self._hub.close)
         self._resources.callback(supervisor.close)
@@ -109,6 +115,31 @@ class Pipeline:
     def workers(self) -> dict[Role, Ready]:
         """What each worker reported of itself, its device and cores included."""
         return self._supervisor.workers
+
+    @property
+    def name(self) -> str:
+        """By which metrics, actors and `specpipe top` call this pipeline."""
+        return self._name
+
+    @property
+    def dashboard(self) -> str | None:
+        """Address of Ray's dashboard, if there is one."""
+        return dashboard_address()
+
+    def _about(self) -> dict[str, str]:
+        """The settings that its figures name."""
+        config, pair = self.config, self.pair
+        settings: dict[str, object] = {
+            "model": pair.target.name,
+            "draft_model": pair.draft_name if config.draft else "",
+            "acceptance": config.pipeline.acceptance,
+            "drafter": config.draft.drafter if config.draft else "",
+            "lookahead": config.pipeline.lookahead,
+            "max_num_seqs": config.pipeline.max_num_seqs,
+            "context_length": pair.context_length,
+            "version": __version__,
+        }
+        return {name: str(value) for name, value in settings.items()}
 
     def use_policy(self, name: str) -> None:
         """Go by another dispatch rule from now on; each keeps what it has learned for its return.

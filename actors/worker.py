@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import ray
 
+from specpipe import logs
 from specpipe.channel import Channel
 from specpipe.devices import Device, pin_process, read_back
 from specpipe.drafting.drafter import DrafterKind, Sources
@@ -34,6 +35,8 @@ class WorkerSpec:
         output_size: ids from here on are padding, which neither model may produce.
         device: where it computes, with so many threads.
         prefill_chunk: most tokens that the draft feeds at once.
+        pipeline: the name of the one that it works for.
+        log: what it logs.
         drafter, remember, head_tokens: of a draft, see DraftConfig.
         kept_tokens: that its head covers in any case.
     """
@@ -50,6 +53,8 @@ class WorkerSpec:
     output_size: int
     num_slots: int
     prefill_chunk: int
+    pipeline: str
+    log: logs.LogConfig
     drafter: DrafterKind | None = None
     remember: int = 0
     head_tokens: int = 0
@@ -60,13 +65,21 @@ class WorkerHost:
     """One process on one device; hosts one worker, or both where they share a GPU.
 
     Each `serve` call runs in a thread of its own.
+
+    Args:
+        cores: to pin the process to; none leaves it unpinned.
+        told: who works here, with which model and on which device, for Ray's own pages.
     """
 
-    def __init__(self, cores: tuple[int, ...]) -> None:
+    def __init__(self, cores: tuple[int, ...], told: str) -> None:
+        self._told = told
         # Before any library makes threads, so that all of them inherit the cores.
         if cores:
             pin_process(cores)
         self._cores = cores
+
+    def __repr__(self) -> str:
+        return self._told
 
     def gpus(self) -> list[int]:
         """The ids of the GPUs that Ray assigned to this process."""
@@ -79,6 +92,7 @@ class WorkerHost:
         Raises:
             UserError: if the model can't be loaded as asked.
         """
+        logs.set_up(spec.log, spec.role, spec.pipeline)
         if spec.weights is None:
             self._work(spec, None)
             return
@@ -106,6 +120,7 @@ class WorkerHost:
         worker = _worker(spec, model)
         cores = read_back(self._cores)  # now that all threads exist
         channel = Channel.connect(spec.address)
+        logs.send_to_hub(spec.role, channel)
         channel.send(
             Ready(
                 spec.role,
@@ -123,6 +138,18 @@ class WorkerHost:
         else:
             run_target(worker, channel)
         channel.close()
+
+
+class DraftHost(WorkerHost):
+    """Hosts the draft; by its class Ray's pages say who it is."""
+
+
+class TargetHost(WorkerHost):
+    """Hosts the target."""
+
+
+class PairHost(WorkerHost):
+    """Hosts both, on one GPU."""
 
 
 def _worker(spec: WorkerSpec, model: "SequenceModel | None") -> Draft | Target:

@@ -117,7 +117,10 @@ def run(
     tokens = None if text is None else pair.encode(_prompt(text, system), raw=raw)
     with Pipeline.launch(config, pair) as pipeline:
         for role, worker in sorted(pipeline.workers.items()):
-            click.echo(_describe(role, worker, _name(role, pair)), err=True)
+            model = pair.target.name if role == "target" else pair.draft_name
+            click.echo(_describe(role, worker, model), err=True)
+        if pipeline.dashboard:
+            click.echo(f"Ray's dashboard: {pipeline.dashboard}", err=True)
         if show_accepted:
             click.echo(answers.legend(), err=True)
         if tokens is None:
@@ -174,11 +177,6 @@ def _check_chat(params: SamplingParams, *, raw: bool, as_json: bool) -> None:
     for flag, given in {"--raw": raw, "--json": as_json, "--n": params.n > 1}.items():
         if given:
             raise UserError(f"{flag} needs a prompt: give one with --prompt, or on standard input")
-
-
-def _name(role: Role, pair: ModelPair) -> str:
-    files = pair.target if role == "target" else pair.draft
-    return files.name if files else "look-ups"
 
 
 def _describe(role: Role, worker: Ready, model: str) -> str:

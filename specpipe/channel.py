@@ -17,6 +17,9 @@ from specpipe.codec import MAX_MESSAGE_BYTES, decode, encode
 from specpipe.errors import ProtocolError, SpecpipeError
 from specpipe.messages import Message, Role
 
+FOLDER_PREFIX = "specpipe-"
+"""How the names of the folders of sockets begin, in the temporary folder."""
+
 _HIGH_WATER_MARK = 10_000
 _LONGEST_PATH = 107  # sockaddr_un, less the final zero
 
@@ -28,7 +31,7 @@ def socket_directory() -> Iterator[Path]:
     Raises:
         SpecpipeError: when the paths would be too long for Unix sockets.
     """
-    directory = Path(tempfile.mkdtemp(prefix="specpipe-"))
+    directory = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
     try:
         if len(str(directory / "target-999999")) > _LONGEST_PATH:
             raise SpecpipeError(

@@ -15,6 +15,7 @@ from specpipe.devices import parse_device
 from specpipe.dispatch import make_policy
 from specpipe.drafting.drafter import DrafterKind
 from specpipe.errors import UserError
+from specpipe.logs import LogConfig
 from specpipe.sampling import Acceptance, SamplingParams
 from specpipe.toml_file import checked, read_toml, replaced, unknown
 
@@ -191,6 +192,7 @@ class RayConfig:
         address: host:port of a running cluster, or "auto"; None uses what runs here, or starts it.
         launch_timeout_s: seconds until workers that did not come up are given up.
         num_cpus: Ray CPUs that each worker reserves.
+        dashboard: whether a Ray that is started here has its dashboard.
 
     Raises:
         UserError: for a value out of range, or the address of a Ray Client server.
@@ -199,6 +201,7 @@ class RayConfig:
     address: str | None = None
     launch_timeout_s: float = 300.0
     num_cpus: float = 0.0
+    dashboard: bool = False
 
     def __post_init__(self) -> None:
         if self.address is not None and "://" in self.address:
@@ -226,6 +229,7 @@ class Config:
         sampling: what a request asks for unless it says otherwise.
         pipeline: how drafting and verifying are run.
         ray: which Ray to use.
+        log: what its parts log.
         models_dir: folder of the models; None looks in the usual places.
     """
 
@@ -234,6 +238,7 @@ class Config:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     ray: RayConfig = field(default_factory=RayConfig)
+    log: LogConfig = field(default_factory=LogConfig)
     models_dir: str | None = None
 
     @classmethod
@@ -302,4 +307,5 @@ _TABLES: dict[str, type[Any]] = {
     "sampling": SamplingParams,
     "pipeline": PipelineConfig,
     "ray": RayConfig,
+    "log": LogConfig,
 }

@@ -10,15 +10,18 @@ import itertools
 import json
 import logging
 import math
+import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import zmq
 
+from specpipe import logs
 from specpipe.channel import Channel, hub_address
 from specpipe.coordinator import Coordinator
 from specpipe.devices import pin_process
@@ -33,6 +36,7 @@ from specpipe.messages import (
     Lost,
     Ready,
     Role,
+    Said,
     Shutdown,
     Submit,
     ToDraft,
@@ -43,9 +47,13 @@ from specpipe.messages import (
 )
 from specpipe.policy import Policy
 from specpipe.recording import Recorder
+from specpipe.reporting import Reporting
+from specpipe.statistics import Statistics
+from specpipe.story import tell
 from specpipe.tracing import Tracer
+from specpipe.watching import Window
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("specpipe.hub")  # this module is run by itself
 
 
 class Hub:
@@ -56,6 +64,7 @@ class Hub:
         user: the channel to those who hand in requests and workers.
         policies: the coordinator's own, by name; others are made when they are asked for.
         parent: file descriptor whose end of file says that nobody is left to work for.
+        reporting: is told of everything.
         tracer: is told of everything, if there is one.
     """
 
@@ -65,10 +74,13 @@ class Hub:
         policies: dict[str, Policy],
         user: Channel,
         parent: int,
+        reporting: Reporting,
+        *,
         tracer: Tracer | None = None,
     ) -> None:
         self._coordinator = coordinator
         self._policies = policies
+        self._reporting = reporting
         self._tracer = tracer
         self._user = user
         self._parent = parent
@@ -79,6 +91,7 @@ class Hub:
         self._poller = zmq.Poller()
         self._poller.register(parent, zmq.POLLIN)
         self._poller.register(user.socket, zmq.POLLIN)
+        self._poller.register(reporting.window.socket, zmq.POLLIN)
 
     def run(self) -> None:
         """Work until told to end, or until the parent has ended."""
@@ -86,37 +99,51 @@ class Hub:
             while self._turn():
                 pass
         finally:
+            self._reporting.tell(time.monotonic(), last=True)
             for _, channel in self._workers.values():
                 channel.send(Shutdown())
                 channel.close(linger_s=0.1)
-            self._user.close()
+            self._reporting.window.close()
+            self._user.close(linger_s=0.1)
 
     def _turn(self) -> bool:
         """Wait for something to happen and deal with it; False at the end."""
         ready = {source for source, _ in self._poller.poll(self._milliseconds_to_timer())}
         for _, channel in list(self._workers.values()):
             if channel.socket in ready:
-                for message, size in channel.receive_sized():
-                    if isinstance(message, FromWorker):
-                        self._count(message, size)
-                        self._take(message)
+                self._hear_worker(channel)
         while self._due and self._due[0][0] <= time.monotonic():
             self._take(heapq.heappop(self._due)[2])
-        if self._user.socket in ready:
-            for message in self._user.receive():
-                match message:
-                    case Shutdown():
-                        return False
-                    case Attach():
-                        self._attach(message)
-                    case UsePolicy(name):
-                        policy = self._policies.get(name) or make_policy(name)
-                        self._coordinator.use_policy(self._policies.setdefault(name, policy))
-                    case Vocabulary() | Submit() | Abort() | Lost() | Gone():
-                        if isinstance(message, Submit):
-                            self._traffic[message.request] = [0, 0]
-                        self._take(message)
+        if self._user.socket in ready and not self._hear_user():
+            return False
+        self._reporting.tell(time.monotonic())
         return self._parent not in ready
+
+    def _hear_worker(self, channel: Channel) -> None:
+        for message, size in channel.receive_sized():
+            if isinstance(message, FromWorker):
+                self._count(message, size)
+                self._take(message)
+            elif isinstance(message, Said):
+                logs.write_said(message)
+
+    def _hear_user(self) -> bool:
+        """Do what the user says; False if that is to end."""
+        for message in self._user.receive():
+            match message:
+                case Shutdown():
+                    return False
+                case Attach():
+                    self._attach(message)
+                case UsePolicy(name):
+                    policy = self._policies.get(name) or make_policy(name)
+                    self._coordinator.use_policy(self._policies.setdefault(name, policy))
+                    self._reporting.use_policy(name)
+                case Vocabulary() | Submit() | Abort() | Lost() | Gone():
+                    if isinstance(message, Submit):
+                        self._traffic[message.request] = [0, 0]
+                    self._take(message)
+        return True
 
     def _take(self, event: Event) -> None:
         """Let the coordinator handle an event, and do what it says."""
@@ -128,8 +155,11 @@ class Hub:
         if self._tracer:
             self._tracer.note(event, commands, now)
             self._tracer.flush()
+        self._reporting.note(event, commands, now)
         if isinstance(event, Ready):
             self._user.send(event)
+        if log.isEnabledFor(logging.INFO):
+            self._tell(event, commands)
 
     def _do(self, command: Command) -> None:
         match command:
@@ -151,6 +181,14 @@ class Hub:
                 command.metrics.messages, command.metrics.message_bytes = counts
                 self._user.send(command)
 
+    def _tell(self, event: Event, commands: Sequence[Command]) -> None:
+        """Log what the workers don't log themselves."""
+        if isinstance(event, Ready) or not isinstance(event, FromWorker):
+            tell(log, event)
+        for command in commands:
+            if isinstance(command, Tokens | Finish):
+                tell(log, command)
+
     def _count(self, message: FromWorker | ToDraft | ToTarget, size: int) -> None:
         """Note what a message costs the request that it is about, if that still runs."""
         if counts := self._traffic.get(getattr(message, "request", -1)):
@@ -171,11 +209,10 @@ class Hub:
         self._workers[attach.role] = (attach.incarnation, channel)
         self._poller.register(channel.socket, zmq.POLLIN)
 
-    def _milliseconds_to_timer(self) -> int | None:
-        """How long the poller may sleep: None without end."""
-        if not self._due:
-            return None
-        return max(0, math.ceil((self._due[0][0] - time.monotonic()) * 1000))
+    def _milliseconds_to_timer(self) -> int:
+        """How long the poller may sleep."""
+        due = min(self._reporting.due, self._due[0][0]) if self._due else self._reporting.due
+        return max(0, math.ceil((due - time.monotonic()) * 1000))
 
 
 def main() -> None:
@@ -187,6 +224,8 @@ def main() -> None:
     name: str = settings.pop("policy")
     policies = {name: make_policy(name)}
     record, trace = settings.pop("record", None), settings.pop("trace", None)
+    about: dict[str, str] = settings.pop("about", {})
+    logs.set_up(logs.LogConfig(**settings.pop("log", {})), "coordinator", directory.name)
     try:
         with ExitStack() as files:
             observers, tracer = [], None
@@ -198,7 +237,16 @@ def main() -> None:
                 tracer = Tracer(file)
                 files.callback(tracer.close)
             coordinator = Coordinator(policies[name], observers=observers, **settings)
-            Hub(coordinator, policies, user, sys.stdin.fileno(), tracer).run()
+            statistics = Statistics(
+                coordinator,
+                time.monotonic(),
+                pipeline=directory.name,
+                pid=os.getppid(),
+                settings=about | {"policy": name},
+            )
+            reporting = Reporting(statistics, user, Window(directory, statistics.figures))
+            parent = sys.stdin.fileno()
+            Hub(coordinator, policies, user, parent, reporting, tracer=tracer).run()
     finally:  # a parent that was killed could not do it
         shutil.rmtree(directory, ignore_errors=True)
 

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,11 +19,13 @@ from typing import Any
 import zmq
 
 from specpipe.channel import Channel, hub_address
+from specpipe.figures import Figures
 from specpipe.messages import (
     Abort,
     Finish,
     Ready,
     Shutdown,
+    Stats,
     Submit,
     ToHub,
     Tokens,
@@ -43,7 +46,8 @@ class HubClient:
         cores: to pin the process to. Best are the target's: between a verdict and the next block,
             when every moment counts, they idle.
         settings: `policy` and the arguments of Coordinator; `record` and `trace`,
-            files for a recording and a trace.
+            files for a recording and a trace; `about`, settings that its figures are to name (see
+            Statistics); `log`, those of LogConfig.
     """
 
     def __init__(self, directory: Path, cores: Sequence[int], settings: dict[str, Any]) -> None:
@@ -54,14 +58,24 @@ class HubClient:
         self._lock = threading.Lock()  # of _sinks and _ended
         self._ended = False
         self._on_ready: Callable[[Ready], None]
+        self._on_figures: Callable[[Figures], None]
         self._process: subprocess.Popen[bytes]
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         self._thread = threading.Thread(target=self._run, name="specpipe-hub", daemon=True)
 
-    def start(self, on_ready: Callable[[Ready], None]) -> None:
-        """Start the process; `on_ready` hears, in our thread, of workers that report for duty."""
-        self._on_ready = on_ready
+    def start(
+        self,
+        on_ready: Callable[[Ready], None],
+        on_figures: Callable[[Figures], None] = lambda figures: None,
+    ) -> None:
+        """Start the process; the arguments are called in our thread.
+
+        Args:
+            on_ready: hears of workers that report for duty.
+            on_figures: hears about once a second what the pipeline came to, and once at the end.
+        """
+        self._on_ready, self._on_figures = on_ready, on_figures
         self._process = subprocess.Popen(  # noqa: S603 (our own module)
             [sys.executable, "-P", "-m", "specpipe.hub", json.dumps(self._settings)],
             env=os.environ | {"OMP_NUM_THREADS": "1"},  # its cores are the target's
@@ -111,7 +125,7 @@ class HubClient:
         poller = zmq.Poller()
         for source in (channel.socket, self._wake_read, self._process.stdout):
             poller.register(source, zmq.POLLIN)
-        told_to_end = False
+        told_to_end = heard_last = False
         while not told_to_end:
             ready = {source for source, _ in poller.poll()}
             if self._wake_read in ready:
@@ -120,12 +134,13 @@ class HubClient:
                 message = self._outbox.popleft()
                 channel.send(message)
                 told_to_end |= isinstance(message, Shutdown)
-            for received in channel.receive():
-                if isinstance(received, Tokens | Finish | Ready):
-                    self._deliver(received)
+            heard_last = self._receive(channel)
             if self._process.stdout.fileno() in ready and not told_to_end:
                 self._give_up()
                 poller.unregister(self._process.stdout)
+        deadline = time.monotonic() + _END_TIMEOUT_S
+        while not (heard_last or self._ended) and (left := deadline - time.monotonic()) > 0:
+            heard_last = self._receive(channel, left)
         channel.close(linger_s=0.1)
         self._process.stdin.close()
         try:
@@ -135,10 +150,21 @@ class HubClient:
             self._process.wait()
         self._process.stdout.close()
 
-    def _deliver(self, message: Tokens | Finish | Ready) -> None:
+    def _receive(self, channel: Channel, timeout_s: float = 0.0) -> bool:
+        """Deliver what has come; whether it was the hub's last word."""
+        last = False
+        for message in channel.receive(timeout_s):
+            if isinstance(message, Tokens | Finish | Ready | Stats):
+                self._deliver(message)
+                last |= isinstance(message, Stats) and message.last
+        return last
+
+    def _deliver(self, message: Tokens | Finish | Ready | Stats) -> None:
         match message:
             case Ready():
                 self._on_ready(message)
+            case Stats(figures):
+                self._on_figures(figures)
             case Tokens(request):
                 self._sinks[request](message)
             case Finish(request):

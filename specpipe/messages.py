@@ -7,6 +7,7 @@ monotonic clock, which processes of one host share.
 from dataclasses import dataclass
 from typing import Literal
 
+from specpipe.figures import Figures
 from specpipe.metrics import RequestMetrics, Source
 from specpipe.sampling import GuessLaw, Sampling, TokenLogprobs
 from specpipe.stopping import FinishReason
@@ -132,6 +133,19 @@ class Failed:
     request: int
     incarnation: int
     cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A line of a worker's log, for the hub to write; `level` is a number of logging's.
+
+    `request`: what it is about; 0 if that is no request.
+    """
+
+    role: Role
+    level: int
+    text: str
+    request: int = 0
 
 
 # -- draft to coordinator
@@ -330,11 +344,22 @@ class Finish:
     metrics: RequestMetrics
 
 
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What the pipeline came to so far; about once a second while there is work.
+
+    `last`: whether the hub ends now.
+    """
+
+    figures: Figures
+    last: bool = False
+
+
 ToDraft = Open | Commit | Close | Shutdown
 ToTarget = Extend | Close | Shutdown
 FromWorker = (
     Ready | Closed | Failed | Opened | Block | Computing | Exhausted | Resync | Verdict | Progress
 )
 ToHub = Vocabulary | UsePolicy | Submit | Abort | Attach | Lost | Gone | Shutdown
-FromHub = Tokens | Finish | Ready
-Message = ToDraft | ToTarget | FromWorker | ToHub | FromHub
+FromHub = Tokens | Finish | Ready | Stats
+Message = ToDraft | ToTarget | FromWorker | Said | ToHub | FromHub

@@ -4,7 +4,9 @@ import time
 from collections import deque
 
 from specpipe.channel import Channel
-from specpipe.messages import FromWorker, Message, Shutdown
+from specpipe.logs import log_of
+from specpipe.messages import FromWorker, Message, Role, Shutdown
+from specpipe.story import tell
 from specpipe.workers.draft import Draft
 from specpipe.workers.target import Target
 
@@ -18,7 +20,9 @@ def run_target(target: Target, channel: Channel) -> None:
         for message in messages:
             if isinstance(message, Shutdown):
                 return
-            _send(channel, target.handle(message, max(0.0, arrived - left)))
+            tell(log_of("target"), message)
+            answers = target.handle(message, max(0.0, arrived - left))
+            _send(channel, "target", answers)
             left = time.monotonic()
 
 
@@ -36,10 +40,13 @@ def run_draft(draft: Draft, channel: Channel) -> None:
             message = inbox.popleft()
             if isinstance(message, Shutdown):
                 return
-            _send(channel, draft.handle(message))
-        _send(channel, draft.step(interrupted))
+            tell(log_of("draft"), message)
+            _send(channel, "draft", draft.handle(message))
+        _send(channel, "draft", draft.step(interrupted))
 
 
-def _send(channel: Channel, messages: list[FromWorker]) -> None:
+def _send(channel: Channel, role: Role, messages: list[FromWorker]) -> None:
     for message in messages:
         channel.send(message)
+    for message in messages:
+        tell(log_of(role), message)
