@@ -140,8 +140,8 @@ def _buckets(metric: str, labels: tuple[str, ...], times: Histogram) -> Iterator
     yield Series(f"{metric}_count", labels, below)
 
 
-def _all_counters() -> Mapping[str, Metric]:
-    """With the three counters that make up each histogram."""
+def all_counters() -> Mapping[str, Metric]:
+    """COUNTERS, and the three that make up each histogram."""
     parts = {}
     for name, (told, labels) in HISTOGRAMS.items():
         parts[f"{name}_bucket"] = Metric(told, (*labels, "le"))
@@ -153,7 +153,7 @@ class Publisher:
     """Hands figures to Ray, which this process is connected to; for one thread."""
 
     def __init__(self) -> None:
-        counters = _all_counters()
+        counters = all_counters()
         self._counters = {
             name: Counter(PREFIX + name, description=told, tag_keys=labels)
             for name, (told, labels) in counters.items()

@@ -120,7 +120,8 @@ def run(
             model = pair.target.name if role == "target" else pair.draft_name
             click.echo(_describe(role, worker, model), err=True)
         if pipeline.dashboard:
-            click.echo(f"Ray's dashboard: {pipeline.dashboard}", err=True)
+            asks = "it asks for the token that `ray get-auth-token` prints"
+            click.echo(f"Ray's dashboard: {pipeline.dashboard} ({asks})", err=True)
         if show_accepted:
             click.echo(answers.legend(), err=True)
         if tokens is None:

@@ -5,6 +5,7 @@ time. What the coordinator counts for each request is not counted again, but add
 are the run's own. This module knows no clock, no socket, and nobody who reads.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -53,19 +54,18 @@ class BusyTime:
 
     def __init__(self) -> None:
         self.seconds = 0.0
+        self._end = -math.inf  # of the latest one
         self._latest: deque[tuple[float, float]] = deque(maxlen=16)  # disjoint
 
     def add(self, begun: float, ended: float) -> None:
         """The worker computed from `begun` to `ended`."""
-        if not self._latest or begun > self._latest[-1][1]:
-            self._latest.append((begun, ended))
-            self.seconds += ended - begun
-            return
-        for each in [each for each in self._latest if each[0] <= ended and each[1] >= begun]:
-            self._latest.remove(each)
-            self.seconds -= each[1] - each[0]
-            begun, ended = min(begun, each[0]), max(ended, each[1])
+        if begun <= self._end:
+            for each in [each for each in self._latest if each[0] <= ended and each[1] >= begun]:
+                self._latest.remove(each)
+                self.seconds -= each[1] - each[0]
+                begun, ended = min(begun, each[0]), max(ended, each[1])
         self._latest.append((begun, ended))
+        self._end = max(self._end, ended)
         self.seconds += ended - begun
 
 

@@ -69,5 +69,7 @@ _STORIES: dict[type, tuple[int, Callable[[Any], str]]] = {
 def tell(log: logging.Logger, message: Message | Event | Command) -> None:
     """Log a message that came or goes, if it is worth a line."""
     level, words = _STORIES.get(type(message), (0, None))
+    if isinstance(message, Extend) and message.start == 0:
+        level = INFO  # it begins to read
     if words and log.isEnabledFor(level):
         log.log(level, "%s", words(message), extra={"request": getattr(message, "request", 0)})
