@@ -118,9 +118,8 @@ def check_figures(server: Prometheus, figures: Figures, whole: dict[str, str]) -
 def check_grafana(server: Prometheus) -> None:
     """Each query of the dashboard, while there is work."""
     for title, query in panels():
-        found = server.ask(query)
-        assert found, f"{title}: no data for {query}"
-        assert not any(math.isnan(value) for value in found.values()), f"{title}: {query}"
+        found = server.ask(query).values()  # not a number: no such thing in the last minute
+        assert not all(math.isnan(value) for value in found), f"{title}: no data for {query}"
 
 
 def check_ray_pages(pipeline: Pipeline) -> None:
