@@ -19,7 +19,7 @@ TARGET := saved_models/smollm2/source.json
 TEST_MODELS := $(TARGET) saved_models/smollm2-pruned/source.json
 
 .PHONY: run test test-slow test-gpu measure measure-drafters measure-peers bench distill verify \
-	simulate-grid monitoring check clean
+	simulate-grid simulate-fleet monitoring check clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # one pip at a time
 
@@ -80,6 +80,10 @@ simulate-grid: $(VENV)/.run
 	$(GRID) --out docs/simulation/exact
 	$(GRID) --jitter 0.05 --policy take_all --policy elastic --out docs/simulation/dropped
 	$(GRID) --jitter 0.05 --grain 1 --out docs/simulation/not-dropped
+
+# Minutes of one core.
+simulate-fleet: $(VENV)/.run
+	$(BIN)/python -m tests.simulate_fleet docs/simulation
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .

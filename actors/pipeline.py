@@ -3,21 +3,22 @@
 import asyncio
 import itertools
 import secrets
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from specpipe.actors.cluster import dashboard_address, gpu_count, ray_session
+from specpipe.actors.cluster import dashboard_address, ray_session
 from specpipe.actors.monitoring import Publisher
+from specpipe.actors.nodes import layout_here, layout_on_nodes
 from specpipe.actors.stream import AsyncStream, Stream, completion_of
 from specpipe.actors.supervisor import Supervisor
 from specpipe.channel import socket_directory
 from specpipe.completion import Completion
 from specpipe.config import Config
-from specpipe.devices import place
 from specpipe.dispatch import make_policy, takes_turns
 from specpipe.errors import SpecpipeError, UserError
 from specpipe.hub_client import HubClient
@@ -75,41 +76,41 @@ class Pipeline:
 
     def _start(self) -> None:
         config, pair = self.config, self.pair
-        placement = place(
-            config.draft.device if config.draft else None,
-            config.target.device,
-            gpus=gpu_count(),
-            draft_computes=pair.draft is not None,
-            taking_turns=takes_turns(config.pipeline.policy),
-        )
-        self._taking_turns = pair.draft is not None and placement.shares_cores
+        settings: dict[str, Any] = {
+            "policy": config.pipeline.policy,
+            "lookahead": config.pipeline.lookahead,
+            "prefill_chunk": config.pipeline.prefill_chunk,
+            "wait_timeout_s": config.pipeline.wait_timeout_s,
+            "about": self._about(),
+            "log": asdict(config.log),
+        }
+        # What this machine lacks is refused before Ray starts; others can be asked only then.
+        layout = None if config.names_nodes else layout_here(config, pair)
+        settings |= self._new_files()
         directory = self._resources.enter_context(socket_directory())
         self._name = directory.name
-        self._hub = HubClient(
-            directory,
-            placement.target.cores,
-            {
-                "policy": config.pipeline.policy,
-                "lookahead": config.pipeline.lookahead,
-                "prefill_chunk": config.pipeline.prefill_chunk,
-                "wait_timeout_s": config.pipeline.wait_timeout_s,
-                "taking_turns": self._taking_turns,
-                "record": config.pipeline.record
-                and new_file(config.pipeline.record, "a recording"),
-                "trace": config.pipeline.trace and new_file(config.pipeline.trace, "a trace"),
-                "about": self._about(),
-                "log": asdict(config.log),
-            },
-        )
         owns_ray = self._resources.enter_context(ray_session(config.ray))
+        layout = layout or layout_on_nodes(config, pair)
+        self._taking_turns = pair.draft is not None and layout.placement.shares_cores
+        settings["taking_turns"] = self._taking_turns
+        most = config.pipeline.max_waiting
+        self._hub = HubClient(directory, layout.hub_cores, settings, most_waiting=most)
         supervisor = self._supervisor = Supervisor(
-            pair, placement, config, directory, self._hub, owns_ray=owns_ray
+            pair, layout, config, directory, self._hub, owns_ray=owns_ray
         )
-        self._hub.start(supervisor.note_ready, Publisher().publish)
+        self._hub.start(supervisor.hear, Publisher().publish)
         self._hub.post(Vocabulary(tuple(pair.tokenizer.token_bytes)))
         self._resources.callback(self._hub.close)
         self._resources.callback(supervisor.close)
         supervisor.launch()
+
+    def _new_files(self) -> dict[str, str | None]:
+        """The files that the hub writes, made before anything is started."""
+        record, trace = self.config.pipeline.record, self.config.pipeline.trace
+        return {
+            "record": record and new_file(record, "a recording"),
+            "trace": trace and new_file(trace, "a trace"),
+        }
 
     @property
     def workers(self) -> dict[Role, Ready]:
@@ -125,6 +126,11 @@ class Pipeline:
     def dashboard(self) -> str | None:
         """Address of Ray's dashboard, if there is one."""
         return dashboard_address()
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests can be answered: False once the hub or the target is gone for good."""
+        return not self._hub.ended and self._supervisor.has("target")
 
     def _about(self) -> dict[str, str]:
         """The settings that its figures name."""
@@ -187,8 +193,10 @@ class Pipeline:
                 tokens; nothing is generated then.
             SpecpipeError: when a request ended with an error.
         """
-        running = self._submit_all(prompts, params, raw)
+        running: list[Future[Completion]] = []
         try:
+            for tokens, seeded, sample in self._asked(prompts, params, raw):
+                running.append(self.submit(tokens, seeded, sample=sample))
             return [_whole(future.result()) for future in running]
         finally:
             for future in running:
@@ -202,8 +210,14 @@ class Pipeline:
         raw: bool = False,
     ) -> list[Completion]:
         """As `generate`, for asyncio; cancelling the task ends the requests."""
-        running = self._submit_all(prompts, params, raw)
+        running: list[Future[Completion]] = []
+        # Fewer than it takes to be kept waiting, which would hold up the whole event loop.
+        most = max(1, self.config.pipeline.max_waiting // 2)
         try:
+            for tokens, seeded, sample in self._asked(prompts, params, raw):
+                if len(running) >= most:
+                    await asyncio.wrap_future(running[-most])
+                running.append(self.submit(tokens, seeded, sample=sample))
             return [_whole(await asyncio.wrap_future(future)) for future in running]
         finally:
             for future in running:
@@ -219,7 +233,8 @@ class Pipeline:
     ) -> "Future[Completion]":
         """Begin to complete one prompt; any thread may.
 
-        Arguments and errors are those of `stream`.
+        Arguments and errors are those of `stream`. Waits while `max_waiting` requests have not
+        finished: whoever submits more than can be answered is slowed.
 
         Returns:
             The completion to be, also where its finish reason is `error`. Cancelling it ends the
@@ -236,6 +251,8 @@ class Pipeline:
         sample: int = 0,
     ) -> Stream:
         """Begin to complete one prompt; iterate over the result for its text.
+
+        Waits as `submit` does. Nobody has to read: what is unread is as large as its answer.
 
         Args:
             prompt: text, conversation or token ids.
@@ -260,18 +277,20 @@ class Pipeline:
         """As `stream`, for asyncio; to be called where an event loop runs."""
         return AsyncStream(self._hub, *self._request(prompt, params, raw, sample))
 
-    def _submit_all(
+    def _asked(
         self, prompts: Sequence[Prompt], params: SamplingParams | None, raw: bool
-    ) -> "list[Future[Completion]]":
-        """All prompts, each with a seed of its own unless one is given, and all their answers."""
+    ) -> Iterator[tuple[Sequence[int], SamplingParams, int]]:
+        """What to submit for these prompts, once all were found good.
+
+        Each prompt has a seed of its own unless one is given, and `n` answers.
+        """
         params = params or self.config.sampling
-        encoded = [self.pair.encode(prompt, raw=raw) for prompt in prompts]
-        return [
-            self.submit(tokens, seeded, sample=sample)
-            for tokens in encoded
-            for seeded in [with_seed(params)]
-            for sample in range(params.n)
-        ]
+        # Arrays: a million prompts as lists of numbers would take ten times the room.
+        encoded = [array("i", self.pair.encode(prompt, raw=raw)) for prompt in prompts]
+        for tokens in encoded:
+            seeded = with_seed(params)
+            for sample in range(params.n):
+                yield tokens, seeded, sample
 
     def _request(
         self, prompt: Prompt, params: SamplingParams | None, raw: bool, sample: int

@@ -1,10 +1,11 @@
 """Answers as they are written: piece by piece, in a thread or in asyncio, or whole as a future."""
 
 import asyncio
-import queue
-from collections.abc import AsyncIterator, Callable, Iterator
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, Self
 
@@ -42,11 +43,15 @@ class Transcript:
         self._logprobs: list[TokenLogprobs] = []
         self.completion: Completion | None = None
 
-    def take(self, update: Tokens | Finish) -> list[Span]:
+    def take_all(self, updates: Iterable[Tokens | Finish]) -> list[Span]:
         """Note what came; returns what it adds to the text, if anything.
 
         All at once: whoever leaves between two pieces has not lost the second.
         """
+        return [span for update in updates for span in self.take(update)]
+
+    def take(self, update: Tokens | Finish) -> list[Span]:
+        """The same for one update."""
         if isinstance(update, Finish):
             rest = self._detokenizer.flush()
             self._pieces.append(rest)
@@ -76,6 +81,46 @@ class Transcript:
         )
 
 
+class Unread:
+    """What came and was not read yet: one piece and perhaps an end, however slow the reader is.
+
+    Args:
+        wake: is called from any thread once there is something again.
+    """
+
+    def __init__(self, wake: Callable[[], object]) -> None:
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._updates: list[Tokens | Finish] = []
+
+    def put(self, update: Tokens | Finish) -> None:
+        """Add what came."""
+        with self._lock:
+            last = self._updates.pop() if self._updates else None
+            if isinstance(last, Tokens) and isinstance(update, Tokens):
+                self._updates.append(_joined(last, update))
+            else:
+                self._updates += [update] if last is None else [last, update]
+        if last is None:
+            self._wake()
+
+    def take(self) -> list[Tokens | Finish]:
+        """All of it."""
+        with self._lock:
+            taken, self._updates = self._updates, []
+        return taken
+
+
+def _joined(first: Tokens, second: Tokens) -> Tokens:
+    return replace(
+        first,
+        tokens=first.tokens + second.tokens,
+        origins=first.origins + second.origins,
+        contradicts=first.contradicts or second.contradicts,
+        logprobs=first.logprobs + second.logprobs,
+    )
+
+
 class Stream:
     """A completion as it is written: iterate for pieces of text, then read `completion`.
 
@@ -86,8 +131,9 @@ class Stream:
     def __init__(self, hub: HubClient, detokenizer: Detokenizer, request: Submit) -> None:
         self._transcript = Transcript(detokenizer, request)
         self._abort = partial(hub.abort, request.request)
-        self._updates: queue.SimpleQueue[Tokens | Finish] = queue.SimpleQueue()
-        hub.submit(request, self._updates.put)
+        self._woken = threading.Semaphore(0)
+        self._unread = Unread(self._woken.release)
+        hub.submit(request, self._unread.put)
 
     @property
     def completion(self) -> Completion:
@@ -107,7 +153,8 @@ class Stream:
     def spans(self) -> Iterator[Span]:
         """The pieces of text, token by token, each with its origin."""
         while self._transcript.completion is None:
-            yield from self._transcript.take(self._updates.get())
+            self._woken.acquire()
+            yield from self._transcript.take_all(self._unread.take())
 
     def __enter__(self) -> Self:
         return self
@@ -127,8 +174,9 @@ class AsyncStream:
     def __init__(self, hub: HubClient, detokenizer: Detokenizer, request: Submit) -> None:
         self._transcript = Transcript(detokenizer, request)
         self._abort = partial(hub.abort, request.request)
-        self._updates: asyncio.Queue[Tokens | Finish] = asyncio.Queue()
-        hub.submit(request, _into(self._updates))
+        self._woken = asyncio.Semaphore(0)
+        self._unread = Unread(_from_any_thread(self._woken.release))
+        hub.submit(request, self._unread.put)
 
     async def completion(self) -> Completion:
         """The whole, once it is finished."""
@@ -148,7 +196,8 @@ class AsyncStream:
     async def spans(self) -> AsyncIterator[Span]:
         """The pieces of text, token by token, each with its origin."""
         while self._transcript.completion is None:
-            for span in self._transcript.take(await self._updates.get()):
+            await self._woken.acquire()
+            for span in self._transcript.take_all(self._unread.take()):
                 yield span
 
     async def __aenter__(self) -> Self:
@@ -159,15 +208,15 @@ class AsyncStream:
             self.abort()
 
 
-def _into(updates: "asyncio.Queue[Tokens | Finish]") -> Callable[[Tokens | Finish], None]:
-    """From any thread into a queue of the running event loop."""
+def _from_any_thread(call: Callable[[], object]) -> Callable[[], None]:
+    """What lets the running event loop make a call."""
     loop = asyncio.get_running_loop()
 
-    def put(update: Tokens | Finish) -> None:
+    def ask() -> None:
         with suppress(RuntimeError):  # the loop was closed: nobody waits any more
-            loop.call_soon_threadsafe(updates.put_nowait, update)
+            loop.call_soon_threadsafe(call)
 
-    return put
+    return ask
 
 
 def completion_of(

@@ -5,9 +5,9 @@ nothing meant for one ever reaches another.
 """
 
 import logging
-import os
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,31 +16,39 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from specpipe.actors.nodes import Layout, Node, this_node
+from specpipe.actors.watch import Watch
 from specpipe.actors.worker import DraftHost, PairHost, TargetHost, WorkerHost, WorkerSpec
-from specpipe.channel import worker_address
+from specpipe.channel import network_address, worker_address
 from specpipe.config import Config, ModelConfig
-from specpipe.devices import Device, Placement
 from specpipe.errors import SpecpipeError, UserError, WorkerError
+from specpipe.gate import WorkerKeys, fresh_keys
 from specpipe.hub_client import HubClient
-from specpipe.messages import Attach, Gone, Lost, Ready, Role
+from specpipe.messages import MAX_TEXT, Attach, Gone, Lost, Ready, Role
 from specpipe.models.store import ModelFiles
 from specpipe.pair import ModelPair
 
 log = logging.getLogger(__name__)
 
 _WATCH_EVERY_S = 0.2
-_MOST_RESTARTS = 3  # in a row, of a worker that does not live for _STEADY_S
+_LONGEST_TURN_S = 1.0  # of looking; what is longer, this program was held up for
+_MOST_RESTARTS = 5  # in a row, of a worker of which nothing comes and that dies within _STEADY_S
 _STEADY_S = 60.0
+_ATTACH_TIMEOUT_S = 60.0  # the hub may be starting, beside two models that load
 
 
 @dataclass(slots=True)
 class _Running:
-    """A worker's current incarnation; `done` resolves when its loop has ended, however."""
+    """A worker's current incarnation; `done` resolves when its loop has ended, however.
+
+    `restarts`: in a row, of incarnations of which nothing came.
+    """
 
     incarnation: int
     host: Any
     done: Any
     started: float
+    watch: Watch
     restarts: int = 0
 
 
@@ -48,7 +56,7 @@ class Supervisor:
     """Keeps one pipeline's workers alive.
 
     Args:
-        pair, placement, config: what to run, where and how.
+        pair, layout, config: what to run, where and how.
         directory: for the sockets; the pipeline's name, and so its actors', is that of this.
         hub: is told who speaks where, and who was lost.
         owns_ray: whether Ray shows its actors all GPUs, under torch's numbers.
@@ -57,34 +65,43 @@ class Supervisor:
     def __init__(
         self,
         pair: ModelPair,
-        placement: Placement,
+        layout: Layout,
         config: Config,
         directory: Path,
         hub: HubClient,
         *,
         owns_ray: bool,
     ) -> None:
-        self._pair, self._placement, self._config = pair, placement, config
+        self._pair, self._layout, self._config = pair, layout, config
         self._directory, self._hub, self._owns_ray = directory, hub, owns_ray
         self._name = directory.name
-        self._roles: tuple[Role, ...] = ("draft", "target") if placement.draft else ("target",)
+        self._roles = layout.roles
         self._running: dict[Role, _Running] = {}
         self._shared: tuple[str, Any] | None = None
         self._ready: dict[Role, Ready] = {}
+        self._unfit: dict[Role, Lost] = {}
         self._changed = threading.Condition()
         self._closing = threading.Event()
+        self._here: Node  # where this program runs
         self._watcher = threading.Thread(target=self._watch, name="specpipe-watch", daemon=True)
 
-    def note_ready(self, ready: Ready) -> None:
-        """Hear from the hub that a worker reports for duty."""
+    def hear(self, message: Ready | Lost) -> None:
+        """Hear from the hub that a worker reports for duty, or is out of order."""
         with self._changed:
-            self._ready[ready.role] = ready
+            if isinstance(message, Ready):
+                self._ready[message.role] = message
+            else:
+                self._unfit[message.role] = message
             self._changed.notify_all()
 
     @property
     def workers(self) -> dict[Role, Ready]:
         """What each worker reported of itself when it was last ready."""
         return dict(self._ready)
+
+    def has(self, role: Role) -> bool:
+        """Whether a worker runs, or will again."""
+        return role in self._running
 
     def launch(self) -> None:
         """Start all workers, and wait until each has loaded its model.
@@ -94,6 +111,7 @@ class Supervisor:
             WorkerError: a worker died, or was not up in time.
         """
         deadline = time.monotonic() + self._config.ray.launch_timeout_s
+        self._here = this_node()
         hosts = self._make_hosts(deadline)
         for role in self._roles:
             self._start(role, 1, hosts[role])
@@ -123,22 +141,22 @@ class Supervisor:
         """An actor for each role; the same one for both where they share a GPU."""
         self._check_resources()
         hosts = {role: self._make_host(role, 1) for role in self._roles}
-        on_gpu = [role for role in self._roles if self._device(role).kind == "cuda"]
+        on_gpu = [role for role in self._roles if self._layout.device(role).kind == "cuda"]
         if self._owns_ray or not on_gpu:
             return hosts
         return self._match_gpus(hosts, on_gpu, deadline)
 
     def _check_resources(self) -> None:
-        """Refuse what this node could never give, for which Ray has no readable words."""
-        here = ray.get_runtime_context().get_node_id()
-        nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        resources = next(node["Resources"] for node in nodes if node["NodeID"] == here)
+        """Refuse what a node could never give, for which Ray has no readable words."""
         for role in self._roles:
+            node = self._layout.sites[role].node
+            has = (node or self._here).resources
             for name, wanted in self._wants(role).items():
-                if wanted > resources.get(name, 0.0):
+                if wanted > has.get(name, 0.0):
                     raise UserError(
-                        f"the {role} asks Ray for {wanted:g} {name}, and this node has "
-                        f"{resources.get(name, 0.0):g}: ask for less"
+                        f"the {role} asks Ray for {wanted:g} {name}, and "
+                        f"{f'node {node}' if node else 'this node'} has {has.get(name, 0.0):g}: "
+                        "ask for less"
                     )
 
     def _match_gpus(
@@ -150,27 +168,30 @@ class Supervisor:
         if len(done) < len(ids):
             raise self._too_late()
         assigned = {
-            gpu: hosts[role] for role, ref in zip(on_gpu, ids, strict=True) for gpu in ray.get(ref)
+            (self._layout.sites[role].id, gpu): hosts[role]
+            for role, ref in zip(on_gpu, ids, strict=True)
+            for gpu in ray.get(ref)
         }
         matched = dict(hosts)
         for role in on_gpu:
-            gpu = self._device(role).gpu
-            if gpu not in assigned:
+            site, gpu = self._layout.sites[role].id, self._layout.device(role).gpu
+            if (site, gpu) not in assigned:
+                there = sorted(gpu for where, gpu in assigned if where == site)
                 raise UserError(
                     f"--{role}-gpu {gpu} is not to be had: Ray assigned "
-                    f"{', '.join(map(str, sorted(assigned))) or 'none'}; choose among these"
+                    f"{', '.join(map(str, there)) or 'none'}; choose among these"
                 )
-            matched[role] = assigned[gpu]
+            matched[role] = assigned[site, gpu]
         return matched
 
     def _make_host(self, role: Role, incarnation: int) -> Any:
         """A fresh actor, or the one that the other role of this incarnation shares its GPU with."""
-        shared = self._placement.shares_gpu
+        shared = self._layout.placement.shares_gpu
         name = f"{self._name}-{'pair' if shared else role}-{incarnation}"
         if shared and self._shared is not None and self._shared[0] == name:
             return self._shared[1]
-        device, wants = self._device(role), self._wants(role)
-        here = ray.get_runtime_context().get_node_id()
+        device, wants = self._layout.device(role), self._wants(role)
+        node = self._layout.sites[role].node or self._here
         kind, told = self._host_kind(role)
         host = (
             ray.remote(kind)
@@ -180,7 +201,7 @@ class Supervisor:
                 num_gpus=wants["GPU"],
                 max_restarts=0,
                 max_concurrency=4,  # both workers of a shared GPU, and a question now and then
-                scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=False),
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
             )
             .remote(device.cores, told)
         )
@@ -189,8 +210,8 @@ class Supervisor:
 
     def _host_kind(self, role: Role) -> tuple[type[WorkerHost], str]:
         """The class of a role's actor, and what it says of itself on Ray's pages."""
-        device = self._device(role)
-        if self._placement.shares_gpu:
+        device = self._layout.device(role)
+        if self._layout.placement.shares_gpu:
             names = f"{self._pair.draft_name} and {self._pair.target.name}"
             return PairHost, f"draft and target: {names} on {device}"
         if device.kind == "cuda" and not self._owns_ray:  # whose it is follows from its GPU
@@ -200,18 +221,18 @@ class Supervisor:
         return TargetHost, f"target: {self._pair.target.name} on {device}"
 
     def _start(self, role: Role, incarnation: int, host: Any) -> None:
-        address = worker_address(self._directory, role, incarnation)
-        self._hub.post(Attach(role, incarnation, address))
+        address, keys = self._attach(role, incarnation)
         files, draft = self._files(role), self._config.draft if role == "draft" else None
         spec = WorkerSpec(
             role=role,
             incarnation=incarnation,
             address=address,
-            weights=files.weights if files else None,
+            keys=keys,
+            weights=files.weights.absolute() if files else None,
             backend=self._model(role).backend,
-            dtype=self._model(role).kept_as(on_cpu=self._device(role).kind == "cpu"),
-            device=self._device(role),
-            threads=self._threads(role),
+            dtype=self._model(role).kept_as(on_cpu=self._layout.device(role).kind == "cpu"),
+            device=self._layout.device(role),
+            threads=self._layout.threads(role),
             context_length=(
                 self._pair.context_length if role == "target" else self._pair.draft_context_length
             ),
@@ -231,42 +252,84 @@ class Supervisor:
             host,
             host.serve.options(name=f"{role} {incarnation} of {self._name}").remote(spec),
             time.monotonic(),
+            Watch(host, role, self._config.ray.hang_timeout_s),
             before.restarts + 1 if before else 0,
         )
+
+    def _attach(self, role: Role, incarnation: int) -> tuple[str, WorkerKeys | None]:
+        """Let the hub listen to a new incarnation; returns where, and the keys to go there with.
+
+        Raises:
+            WorkerError: if it can't.
+        """
+        keys = None
+        attach = Attach(role, incarnation, worker_address(self._directory, role, incarnation))
+        if self._layout.sites[role].node is not None:
+            ours, keys = fresh_keys()
+            address = network_address(self._here.address)
+            attach = Attach(role, incarnation, address, ours.secret, ours.admitted)
+        try:
+            return self._hub.attach(attach).result(_ATTACH_TIMEOUT_S), keys
+        except TimeoutError:
+            raise WorkerError("the coordinator's process does not answer") from None
 
     # -- watching
 
     def _watch(self) -> None:
+        """Look after the workers; on a clock that stands still while this program does."""
+        lived, before = 0.0, time.monotonic()
         while not self._closing.wait(_WATCH_EVERY_S):
-            for role, running in list(self._running.items()):
-                if _is_done(running.done):
-                    self._replace(role, running)
+            now = time.monotonic()
+            lived, before = lived + min(now - before, _LONGEST_TURN_S), now
+            try:
+                for role, running in list(self._running.items()):
+                    if cause := self._trouble(role, running, lived):
+                        self._replace(role, running, cause)
+            except Exception as error:  # Ray's parts fail in many ways, and nobody else would tell
+                for role in list(self._running):
+                    self._give_up(role, _first_line(error))
+            if self._hub.ended:  # there is nobody left to work for
+                for running in self._running.values():
+                    ray.kill(running.host)
+                return
 
-    def _replace(self, role: Role, running: _Running) -> None:
-        self._hub.post(Lost(role, running.incarnation))
+    def _trouble(self, role: Role, running: _Running, now: float) -> str | None:
+        """Why a worker has to be replaced; `now` is in seconds of our own work."""
+        if _is_done(running.done):
+            return _cause(running.done)
+        unfit = self._unfit.get(role)
+        if unfit and unfit.incarnation == running.incarnation:
+            return unfit.cause
+        ready = self._ready.get(role)
+        is_up = ready is not None and ready.incarnation == running.incarnation
+        if not is_up and time.monotonic() - running.started > self._config.ray.launch_timeout_s:
+            return f"it did not come up within {self._config.ray.launch_timeout_s:g} s"
+        return running.watch.look(now)
+
+    def _replace(self, role: Role, running: _Running, cause: str) -> None:
+        self._hub.post(Lost(role, running.incarnation, cause[:MAX_TEXT]))
         ray.kill(running.host)
-        cause = _cause(running.done)
-        if time.monotonic() - running.started > _STEADY_S:
+        if running.watch.has_worked or time.monotonic() - running.started > _STEADY_S:
             running.restarts = 0
         if running.restarts >= _MOST_RESTARTS:
-            del self._running[role]
-            log.error("the %s died %d times and is given up: %s", role, _MOST_RESTARTS + 1, cause)
-            self._hub.post(Gone(role, f"the {role} cannot come back: {cause}"))
+            self._give_up(role, f"{cause} ({_MOST_RESTARTS + 1} times in a row)")
             return
         log.warning("the %s was lost (%s); starting it again", role, cause)
         incarnation = running.incarnation + 1
         try:
             self._start(role, incarnation, self._make_host(role, incarnation))
         except (RayError, SpecpipeError) as error:
-            del self._running[role]
-            self._hub.post(Gone(role, f"the {role} cannot come back: {error}".splitlines()[0]))
+            self._give_up(role, _first_line(error))
+
+    def _give_up(self, role: Role, cause: str) -> None:
+        """A worker will not come back."""
+        running = self._running.pop(role)
+        log.error("the %s is given up: %s", role, cause)
+        self._hub.post(Gone(role, f"the {role} cannot come back: {cause}"[:MAX_TEXT]))
+        with suppress(Exception):  # there may be no Ray any more
+            ray.kill(running.host)
 
     # -- small helpers
-
-    def _device(self, role: Role) -> Device:
-        device = self._placement.target if role == "target" else self._placement.draft
-        assert device is not None
-        return device
 
     def _files(self, role: Role) -> ModelFiles | None:
         """A role's model; None for a draft that only looks up."""
@@ -277,14 +340,9 @@ class Supervisor:
         assert model is not None
         return model
 
-    def _threads(self, role: Role) -> int:
-        """How many compute: one a core; unpinned workers share what the machine has."""
-        cores = self._device(role).cores
-        return len(cores) or max(1, len(os.sched_getaffinity(0)) // len(self._roles))
-
     def _wants(self, role: Role) -> dict[str, float]:
         """The Ray resources that a role's actor reserves."""
-        on_gpu = self._device(role).kind == "cuda"
+        on_gpu = self._layout.device(role).kind == "cuda"
         return {"CPU": self._config.ray.num_cpus, "GPU": 1.0 if on_gpu else 0.0}
 
     def _too_late(self) -> WorkerError:
@@ -312,11 +370,15 @@ def _cause(ref: Any) -> str:
     try:
         ray.get(ref)
     except RayTaskError as error:
-        return str(error.cause).splitlines()[0] if str(error.cause) else repr(error.cause)
+        return _first_line(error.cause)
     except RayError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return lines[0] if lines else type(error).__name__
+        return _first_line(error)
     return "its loop ended"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else repr(error)
 
 
 def _launch_error(role: Role, ref: Any) -> SpecpipeError:

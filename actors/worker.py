@@ -12,7 +12,9 @@ from specpipe import logs
 from specpipe.channel import Channel
 from specpipe.devices import Device, pin_process, read_back
 from specpipe.drafting.drafter import DrafterKind, Sources
+from specpipe.gate import WorkerKeys
 from specpipe.messages import Ready, Role
+from specpipe.pulse import Pulse, Reading, Watched
 from specpipe.workers.draft import Draft
 from specpipe.workers.loop import run_draft, run_target
 from specpipe.workers.target import Target
@@ -30,6 +32,7 @@ class WorkerSpec:
     Attributes:
         role, incarnation: who it is.
         address: the endpoint that was made for this incarnation.
+        keys: to enter it with, where it is on another host.
         weights, backend, dtype, context_length, num_slots: its model; a draft that only looks up
             has no weights.
         output_size: ids from here on are padding, which neither model may produce.
@@ -59,6 +62,7 @@ class WorkerSpec:
     remember: int = 0
     head_tokens: int = 0
     kept_tokens: tuple[int, ...] = ()
+    keys: WorkerKeys | None = None
 
 
 class WorkerHost:
@@ -77,6 +81,11 @@ class WorkerHost:
         if cores:
             pin_process(cores)
         self._cores = cores
+        self._pulses: dict[Role, Pulse] = {}
+
+    def pulse(self, role: Role) -> Reading:
+        """What the worker of this role is doing."""
+        return self._pulses.setdefault(role, Pulse()).read()
 
     def __repr__(self) -> str:
         return self._told
@@ -93,14 +102,15 @@ class WorkerHost:
             UserError: if the model can't be loaded as asked.
         """
         logs.set_up(spec.log, spec.role, spec.pipeline)
+        pulse = self._pulses.setdefault(spec.role, Pulse())
         if spec.weights is None:
-            self._work(spec, None)
+            self._work(spec, None, pulse)
             return
         from specpipe.models.backends import load  # noqa: PLC0415 (after pinning)
 
         device = _torch_name(spec.device)
         with _stream_of_its_own(device):
-            model = load(
+            loaded = load(
                 spec.backend,
                 spec.weights,
                 dtype=spec.dtype,
@@ -112,14 +122,15 @@ class WorkerHost:
                 head_tokens=spec.head_tokens,
                 kept_tokens=spec.kept_tokens,
             )
+            model = Watched(loaded, pulse)
             _warm_up(model)
-            self._work(spec, model)
+            self._work(spec, model, pulse)
 
-    def _work(self, spec: WorkerSpec, model: "SequenceModel | None") -> None:
+    def _work(self, spec: WorkerSpec, model: "SequenceModel | None", pulse: Pulse) -> None:
         """Report for duty, and work until told to stop."""
         worker = _worker(spec, model)
         cores = read_back(self._cores)  # now that all threads exist
-        channel = Channel.connect(spec.address)
+        channel = Channel.connect(spec.address, spec.keys)
         logs.send_to_hub(spec.role, channel)
         channel.send(
             Ready(
@@ -134,9 +145,9 @@ class WorkerHost:
             )
         )
         if isinstance(worker, Draft):
-            run_draft(worker, channel)
+            run_draft(worker, channel, pulse)
         else:
-            run_target(worker, channel)
+            run_target(worker, channel, pulse)
         channel.close()
 
 

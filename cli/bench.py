@@ -12,6 +12,7 @@ import cloup
 
 from specpipe.bench.scenarios import LENGTHS, SCENARIOS, missing
 from specpipe.cli.bench_compare import compare
+from specpipe.cli.bench_load import load
 from specpipe.cli.bench_model import model
 from specpipe.cli.bench_pair import pair
 from specpipe.cli.options import (
@@ -121,6 +122,7 @@ def bench(context: click.Context, /, **options: Any) -> None:
 bench.add_command(model)
 bench.add_command(pair)
 bench.add_command(compare)
+bench.add_command(load)
 
 
 def _plan(options: dict[str, Any]) -> "Plan":
@@ -133,6 +135,8 @@ def _plan(options: dict[str, Any]) -> "Plan":
     from specpipe.pair import ModelPair  # noqa: PLC0415
 
     config = _seeded(configure(_with_tokens(options)))
+    if config.names_nodes:
+        raise UserError("bench gives the same devices to all in turn: leave the models' nodes out")
     asked = _names(options["scenarios"], "--scenarios", SCENARIOS) or list(SCENARIOS)
     peers = options["peers"].split(",") if options["peers"] else []
     lengths = _lengths(options["lengths"])

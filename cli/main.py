@@ -17,6 +17,7 @@ BAD_INPUT, FAILURE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 
 COMMANDS = {
     "run": "Complete a prompt and stream the answer.",
+    "batch": "Answer a file of prompts, and go on after a crash.",
     "verify": "Compare the pipeline's answers with the target's own.",
     "models": "Fetch, list, show and prune models.",
     "train": "Train a model from scratch on text files.",

@@ -74,7 +74,7 @@ def pipeline_options(command: _Command) -> _Command:
 
 def sampling_options(command: _Command) -> _Command:
     """Flags about what is asked of an answer."""
-    return cast("_Command", asked_options(_SAMPLING.max_tokens)(command))
+    return cast("_Command", asked_options()(command))
 
 
 _PIPELINE = (
@@ -133,6 +133,12 @@ _PIPELINE = (
             usual=_USUAL.draft.device,
             shell_complete=one_of(*_DEVICES),
         ),
+        option(
+            "--target-node",
+            help="Node of the Ray cluster whose device that is: its id, name or address.",
+            usual="this one",
+        ),
+        option("--draft-node", help="The same for the draft.", usual="this one"),
     ),
     grouped(
         "Pipeline",
@@ -226,7 +232,9 @@ _LAW = (
         help="Added to a logit; may be repeated.",
         usual="none",
     ),
-    option("--seed", type=int, help="The same seed gives the same text.", usual="random"),
+)
+
+_END = (
     option(
         "--stop", multiple=True, help="A text that ends the answer; may be repeated.", usual="none"
     ),
@@ -241,10 +249,17 @@ _LAW = (
 )
 
 
-def asked_options(max_tokens: int) -> Decorator[Any]:
-    """Flags about what is asked of an answer, where so many tokens are usual."""
-    most = option("--max-tokens", type=int, help="Most tokens to write.", usual=max_tokens)
-    return grouped("Sampling", most, *_LAW)
+def asked_options(
+    max_tokens: int = _SAMPLING.max_tokens, seed: int | str = "random"
+) -> Decorator[Any]:
+    """Flags about what is asked of an answer, where so many tokens and this seed are usual."""
+    return grouped(
+        "Sampling",
+        option("--max-tokens", type=int, help="Most tokens to write.", usual=max_tokens),
+        *_LAW,
+        option("--seed", type=int, help="The same seed gives the same text.", usual=seed),
+        *_END,
+    )
 
 
 _SAMPLING_NAMES = (
@@ -277,12 +292,14 @@ def configure(options: Mapping[str, Any]) -> Config:
             "device": _device("target", options),
             "dtype": options["dtype"],
             "backend": options["target_backend"],
+            "node": options["target_node"],
         },
         draft={
             "model": draft,
             "device": _device("draft", options),
             "dtype": options["dtype"],
             "backend": options["draft_backend"],
+            "node": options["draft_node"],
             "drafter": options["drafter"],
             "remember": options["remember"],
         },

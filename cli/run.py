@@ -19,7 +19,6 @@ from specpipe.cli.options import (
     sampling_options,
 )
 from specpipe.completion import Completion
-from specpipe.devices import format_cores
 from specpipe.errors import SpecpipeError, UserError
 from specpipe.messages import Ready, Role
 from specpipe.pair import ModelPair, Prompt
@@ -116,12 +115,7 @@ def run(
         )
     tokens = None if text is None else pair.encode(_prompt(text, system), raw=raw)
     with Pipeline.launch(config, pair) as pipeline:
-        for role, worker in sorted(pipeline.workers.items()):
-            model = pair.target.name if role == "target" else pair.draft_name
-            click.echo(_describe(role, worker, model), err=True)
-        if pipeline.dashboard:
-            asks = "it asks for the token that `ray get-auth-token` prints"
-            click.echo(f"Ray's dashboard: {pipeline.dashboard} ({asks})", err=True)
+        answers.say_where(pipeline)
         if show_accepted:
             click.echo(answers.legend(), err=True)
         if tokens is None:
@@ -178,13 +172,6 @@ def _check_chat(params: SamplingParams, *, raw: bool, as_json: bool) -> None:
     for flag, given in {"--raw": raw, "--json": as_json, "--n": params.n > 1}.items():
         if given:
             raise UserError(f"{flag} needs a prompt: give one with --prompt, or on standard input")
-
-
-def _describe(role: Role, worker: Ready, model: str) -> str:
-    """One line on where a worker ended up, as read back from the system."""
-    cores = f"core {format_cores(worker.cores)}"
-    device = f"{worker.device}, {cores}" if worker.device.startswith("cuda") else cores
-    return f"{role:>6}: {model} on {device}"
 
 
 def _devices(workers: dict[Role, Ready]) -> dict[str, str | None]:

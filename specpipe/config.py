@@ -54,6 +54,8 @@ class ModelConfig:
             as they are, more or less; for a draft on a CPU it is int8, since guesses need not be
             exact.
         backend: what computes, one of BACKENDS: our own decoder, or transformers' classes.
+        node: where the device is: id, name or address of a node of the Ray cluster; None: where the
+            embedding program runs.
 
     Raises:
         UserError: for an empty name, a malformed device, an unknown dtype or backend.
@@ -63,6 +65,7 @@ class ModelConfig:
     device: str = "auto"
     dtype: str = "auto"
     backend: str = "specpipe"
+    node: str | None = None
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -72,6 +75,8 @@ class ModelConfig:
             raise UserError(f"dtype is {self.dtype!r}: choose one of {', '.join(DTYPES)}")
         if self.backend not in BACKENDS:
             raise UserError(f"backend is {self.backend!r}: choose one of {', '.join(BACKENDS)}")
+        if self.node == "":
+            raise UserError("node is '': give a node's id, name or address, or leave it out")
 
     def kept_as(self, *, on_cpu: bool) -> str:
         """The dtype to ask for, on a CPU or elsewhere."""
@@ -149,6 +154,8 @@ class PipelineConfig:
         lookahead: most tokens that the draft may be ahead of the committed ones.
         prefill_chunk: most prompt tokens that one forward pass takes.
         max_num_seqs: most sequences in work at once.
+        max_waiting: most requests that were submitted and have not finished; who submits more has
+            to wait.
         context_length: most tokens of prompt and answer together; None is the model's own.
         wait_timeout_s: seconds that the target waits for the draft before it goes on alone.
         record: file to write what became of each guess to, as specpipe.recording has it, or None.
@@ -163,6 +170,7 @@ class PipelineConfig:
     lookahead: int = 64
     prefill_chunk: int = 256
     max_num_seqs: int = 8
+    max_waiting: int = 1024
     context_length: int | None = None
     wait_timeout_s: float = 1.0
     record: str | None = None
@@ -174,7 +182,7 @@ class PipelineConfig:
             raise UserError(
                 f"acceptance is {self.acceptance!r}: choose one of {', '.join(ACCEPTANCES)}"
             )
-        for name in ("lookahead", "prefill_chunk", "max_num_seqs"):
+        for name in ("lookahead", "prefill_chunk", "max_num_seqs", "max_waiting"):
             _require_at_least(name, getattr(self, name), 1)
         if self.context_length is not None:
             _require_at_least("context_length", self.context_length, 2)
@@ -182,6 +190,8 @@ class PipelineConfig:
         for name in ("record", "trace"):
             if getattr(self, name) == "":
                 raise UserError(f"{name} is '': give the path of a file to write, or leave it out")
+        if self.record and self.trace and Path(self.record).resolve() == Path(self.trace).resolve():
+            raise UserError(f"record and trace are both {self.trace}: name two files")
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +201,8 @@ class RayConfig:
     Attributes:
         address: host:port of a running cluster, or "auto"; None uses what runs here, or starts it.
         launch_timeout_s: seconds until workers that did not come up are given up.
+        hang_timeout_s: seconds without a sign of life after which a worker is replaced; it may
+            stand still for as long in any case, and for 20 times as long as its pass should take.
         num_cpus: Ray CPUs that each worker reserves.
         dashboard: whether a Ray that is started here has its dashboard.
 
@@ -200,6 +212,7 @@ class RayConfig:
 
     address: str | None = None
     launch_timeout_s: float = 300.0
+    hang_timeout_s: float = 10.0
     num_cpus: float = 0.0
     dashboard: bool = False
 
@@ -212,6 +225,7 @@ class RayConfig:
         if self.address == "":
             raise UserError("address is '': give host:port or \"auto\", or leave it out")
         _require_timeout("launch_timeout_s", self.launch_timeout_s)
+        _require_timeout("hang_timeout_s", self.hang_timeout_s)
         if not (math.isfinite(self.num_cpus) and self.num_cpus >= 0):
             raise UserError(f"num_cpus is {self.num_cpus}: it must be 0 or a positive number")
 
@@ -240,6 +254,11 @@ class Config:
     ray: RayConfig = field(default_factory=RayConfig)
     log: LogConfig = field(default_factory=LogConfig)
     models_dir: str | None = None
+
+    @property
+    def names_nodes(self) -> bool:
+        """Whether it says of a model on which node of a cluster it shall be."""
+        return self.target.node is not None or bool(self.draft and self.draft.node is not None)
 
     @classmethod
     def from_toml(cls, path: str | Path) -> Self:

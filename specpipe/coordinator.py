@@ -5,12 +5,13 @@ them. The coordinator knows no clock, socket, thread or model: `handle(event, no
 so the same object runs under Ray, in tests with scripted workers, and on a virtual clock.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from specpipe.events import Command, Event, Send, StartTimer, TimerFired, urgency
+from specpipe.events import Command, Event, Send, TimerFired, urgency
 from specpipe.judgement import Decided, decide
 from specpipe.messages import (
+    MAX_TEXT,
     Abort,
     Block,
     Close,
@@ -27,16 +28,15 @@ from specpipe.messages import (
     Resync,
     Role,
     Submit,
-    ToDraft,
     Tokens,
-    ToTarget,
     Verdict,
     Vocabulary,
 )
 from specpipe.metrics import RequestMetrics
 from specpipe.observation import Observation
 from specpipe.policy import Observer, Policy
-from specpipe.sequence import BlockFate, DraftState, SequenceState
+from specpipe.scheduler import Scheduler
+from specpipe.sequence import MOST_LOSSES, BlockFate, DraftState, SequenceState
 from specpipe.stopping import FinishReason, StopRule
 from specpipe.worker_state import WorkerState
 
@@ -50,8 +50,8 @@ class Coordinator:
         prefill_chunk: most tokens fed by one extend that judges nothing.
         wait_timeout_s: how long to wait for a promised draft token.
         taking_turns: the models share their cores: the draft reads a prompt once the target has
-            read it, and the target rests meanwhile. Nothing else is done for it: the policy must
-            be one that takes turns.
+            read it, and the target rests meanwhile, and while any sequence waits for the draft.
+            Nothing else is done for it: the policy must be one that takes turns.
         observers: hear what the policy hears.
     """
 
@@ -67,14 +67,17 @@ class Coordinator:
     ) -> None:
         self.sequences: dict[int, SequenceState] = {}
         self.workers: dict[Role, WorkerState] = {"draft": WorkerState(), "target": WorkerState()}
+        self._scheduler = Scheduler(
+            self.workers,
+            policy,
+            lookahead=lookahead,
+            prefill_chunk=prefill_chunk,
+            wait_timeout_s=wait_timeout_s,
+            taking_turns=taking_turns,
+        )
         self._observers = tuple(observers)
         self.use_policy(policy)
-        self._lookahead = lookahead
-        self._prefill_chunk = prefill_chunk
-        self._wait_timeout_s = wait_timeout_s
-        self._taking_turns = taking_turns
         self._token_bytes: Sequence[bytes] = ()
-        self._last_id = 0
         self._now = 0.0
         self._commands: list[Command] = []
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -96,9 +99,14 @@ class Coordinator:
             Progress: self._on_progress,
         }
 
+    @property
+    def running(self) -> Mapping[int, SequenceState]:
+        """The sequences to which the target gave a slot, and that have not ended; by request."""
+        return self._scheduler.running
+
     def use_policy(self, policy: Policy) -> None:
         """Go by another policy from now on; it hears what happens, and the last one doesn't."""
-        self._policy = policy
+        self._scheduler.policy = policy
         self._observation = Observation((policy, *self._observers))
 
     def handle(self, event: Event, now: float) -> list[Command]:
@@ -108,12 +116,7 @@ class Coordinator:
         """
         self._now, self._commands = now, []
         self._handlers[type(event)](event)
-        self._admit()
-        for sequence in self.sequences.values():
-            if sequence.extend is None:  # else nothing that follows from the state has changed
-                self._dispatch(sequence)
-                if sequence.followed:
-                    self._inform_draft(sequence)
+        self._commands += self._scheduler.work(now)
         if len(self._commands) > 1:
             self._commands.sort(key=urgency)
         return self._commands
@@ -138,6 +141,7 @@ class Coordinator:
             RequestMetrics(submitted=self._now, prompt_tokens=len(event.tokens)),
         )
         self.sequences[event.request] = sequence
+        self._scheduler.add(sequence)
         target = self.workers["target"]
         if target.gone is not None:
             self._finish(sequence, "error", target.gone)
@@ -155,7 +159,7 @@ class Coordinator:
     def _on_timer(self, event: TimerFired) -> None:
         sequence = self.sequences.get(event.request)
         if sequence and sequence.timer == event.timer:
-            sequence.timer, sequence.must_send = None, True
+            sequence.timer, sequence.silent = None, True
             sequence.metrics.timeouts += 1
 
     # -- the workers' lives
@@ -165,7 +169,7 @@ class Coordinator:
         if event.incarnation <= worker.incarnation:
             return
         if worker.up:
-            self._lose(event.role)
+            self._lose(event.role, "another took its place")
         worker.report(event)
 
     def _on_lost(self, event: Lost) -> None:
@@ -174,22 +178,25 @@ class Coordinator:
             return
         worker.incarnation = event.incarnation  # its Ready may come yet: no work for the dead
         if worker.up:
-            self._lose(event.role)
+            self._lose(event.role, event.cause)
 
-    def _lose(self, role: Role) -> None:
+    def _lose(self, role: Role, cause: str) -> None:
         worker = self.workers[role]
+        held, worker.held = worker.held, set()
         worker.up = False
-        worker.held.clear()
-        for sequence in self.sequences.values():
+        for sequence in list(self.sequences.values()):
             if role == "draft":
-                sequence.lose_draft()
-            else:
-                sequence.lose_target()
+                sequence.lose_draft(held=sequence.request in held)
+                continue
+            sequence.lose_target(held=sequence.request in held)
+            if (losses := sequence.losses["target"]) > MOST_LOSSES:
+                line = f"the target was lost {losses} times in a row over this request: {cause}"
+                self._finish(sequence, "error", line[:MAX_TEXT])
 
     def _on_gone(self, event: Gone) -> None:
         worker = self.workers[event.role]
         if worker.up:
-            self._lose(event.role)
+            self._lose(event.role, event.cause)
         worker.gone = event.cause
         if event.role == "target":
             for sequence in list(self.sequences.values()):
@@ -207,17 +214,20 @@ class Coordinator:
             else:
                 sequence.draft = DraftState.FAILED
                 # An open may be on its way, which the draft would follow with nobody listening.
-                self._send("draft", Close(event.request))
+                self._close("draft", event.request)
 
     # -- the draft
 
     def _on_opened(self, event: Opened) -> None:
         if sequence := self._drafted(event):
             sequence.draft, sequence.timer = DraftState.OPEN, None
+            sequence.silent = False
 
     def _on_exhausted(self, event: Exhausted) -> None:
         if sequence := self._drafted(event):
             sequence.exhausted_at = max(sequence.exhausted_at, event.serial)
+            if not sequence.drafting:  # others' pass may run on, but nothing is awaited any more
+                sequence.timer = None
             sequence.hear_word(event.serial)
 
     def _on_computing(self, event: Computing) -> None:
@@ -226,7 +236,7 @@ class Coordinator:
 
     def _on_resync(self, event: Resync) -> None:
         if sequence := self._drafted(event):
-            self._open(sequence)
+            self._commands.append(self._scheduler.open(sequence))
 
     def _on_block(self, event: Block) -> None:
         if (sequence := self._drafted(event)) is None:
@@ -240,12 +250,13 @@ class Coordinator:
         new_tokens = metrics.drafted - drafted
         if new_tokens:  # the promise was kept; the next token has its own time
             sequence.timer = None
+            sequence.losses["draft"] = 0
         self._observation.block(sequence, event, new_tokens, self._now)
         if fate is BlockFate.STALE:
             sequence.metrics.stale_blocks += 1
         elif fate is BlockFate.ERROR:
             sequence.metrics.protocol_errors += 1
-            self._open(sequence)
+            self._commands.append(self._scheduler.open(sequence))
 
     # -- the target
 
@@ -265,7 +276,7 @@ class Coordinator:
             self._finish(sequence, "error", cause)
             return
         decided = decide(sequence, event, self._left(sequence))
-        self._observation.verdict(sequence, event.accepted, self._now)
+        self._observation.verdict(sequence, event.accepted, self._scheduler.current, self._now)
         sequence.target_length = len(sequence.committed) + event.accepted
         self._commit(sequence, decided)
         sequence.handover = bool(sequence.waiting)
@@ -289,101 +300,25 @@ class Coordinator:
             Tokens(sequence.request, start, tuple(tokens), origins, contradicts, logprobs)
         )
 
-    # -- what follows from the state
-
-    def _admit(self) -> None:
-        """Give free slots to sequences in the order of their coming."""
-        target, draft = self.workers["target"], self.workers["draft"]
-        for sequence in self.sequences.values():
-            if sequence.request not in target.held and target.free > 0:
-                target.held.add(sequence.request)
-                sequence.admitted = True
-            early = self._taking_turns and sequence.behind > 0
-            absent = sequence.admitted and sequence.draft is DraftState.ABSENT
-            if absent and draft.free > 0 and not early:
-                self._open(sequence)
-
-    def _dispatch(self, sequence: SequenceState) -> None:
-        """Give the target its next work on this sequence, or wait for the draft."""
-        target = self.workers["target"]
-        if sequence.request not in target.held:
-            return
-        if self._taking_turns and sequence.reading:
-            self._wait(sequence)
-            return
-        if sequence.behind > self._prefill_chunk:
-            self._send("target", sequence.prefill(self._next_id(), self._prefill_chunk))
-            return
-        situation = sequence.situation(
-            self._left(sequence) - 1,
-            self._now,
-            free_guesses=self.workers["draft"].guesses_freely,
-        )
-        count, ahead = self._policy.decide(situation)
-        sequence.pause_at = None if ahead is None else sequence.chain_length + ahead
-        if count is not None and not (situation.may_wait and self._owes_word(sequence)):
-            rests = self._rests(sequence)
-            self._send("target", sequence.verify(self._next_id(), count))
-            sequence.note_sending(self._now, rests=rests)
-            return
-        self._wait(sequence)
-
-    def _wait(self, sequence: SequenceState) -> None:
-        """Let the target idle until the draft says something, but not for ever."""
-        sequence.handover = False
-        if sequence.timer is None:
-            sequence.timer = self._next_id()
-            self._commands.append(
-                StartTimer(sequence.request, sequence.timer, self._wait_timeout_s)
-            )
-
-    def _rests(self, sequence: SequenceState) -> bool:
-        """Whether no model works for this sequence beside the target, up to the next commit."""
-        if not (sequence.followed and self.workers["draft"].computes):
-            return True
-        return self._limits(sequence)[1] <= sequence.chain_length
-
-    def _owes_word(self, sequence: SequenceState) -> bool:
-        """Whether nothing waits, and a word of the draft is due that takes next to no time."""
-        due = sequence.word_due is not None and not sequence.waiting
-        return due and self.workers["draft"].guesses_freely
-
-    def _inform_draft(self, sequence: SequenceState) -> None:
-        """Send the draft what was committed, and how far it may go on."""
-        rested = not sequence.drafting
-        commit = sequence.news(self._limits(sequence))
-        if commit is not None:
-            if rested and not commit.tokens:
-                sequence.pace.restart(self._now, resting=True, fresh=False)
-            self._send("draft", commit)
-
-    def _open(self, sequence: SequenceState) -> None:
-        self.workers["draft"].held.add(sequence.request)
-        self._send("draft", sequence.open(self._limits(sequence)))
+    # -- the end
 
     def _finish(self, sequence: SequenceState, reason: FinishReason, cause: str = "") -> None:
         del self.sequences[sequence.request]
+        self._scheduler.remove(sequence)
         self._observation.judged(sequence.unjudged())
         sequence.metrics.finished = self._now
         for role, worker in self.workers.items():
             if worker.up and sequence.request in worker.held:
-                self._send(role, Close(sequence.request))
+                self._close(role, sequence.request)
         self._commands.append(Finish(sequence.request, reason, cause, sequence.metrics))
+
+    def _close(self, role: Role, request: int) -> None:
+        self._commands.append(Send(role, self.workers[role].incarnation, Close(request)))
 
     # -- small helpers
 
     def _left(self, sequence: SequenceState) -> int:
         return sequence.left(self.workers["target"].context_length)
-
-    def _limits(self, sequence: SequenceState) -> tuple[int, int]:
-        return sequence.chain_limits(self.workers["target"].context_length, self._lookahead)
-
-    def _send(self, role: Role, message: ToDraft | ToTarget) -> None:
-        self._commands.append(Send(role, self.workers[role].incarnation, message))
-
-    def _next_id(self) -> int:
-        self._last_id += 1
-        return self._last_id
 
     def _current(
         self,

@@ -86,7 +86,7 @@ class Rate:
         self._tokens, self._seconds = Average(keep), Average(keep)
         self.passes = 0
 
-    def add(self, tokens: int, seconds: float) -> None:
+    def add(self, tokens: float, seconds: float) -> None:
         """Take one more pass."""
         self.passes += 1
         self._tokens.add(tokens)

@@ -40,20 +40,31 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The devices of a pipeline; `draft` is None where the target works alone."""
+    """The devices of a pipeline.
+
+    Attributes:
+        draft: None where the target works alone.
+        target: its device.
+        apart: whether they are on different nodes: then equal numbers mean different devices.
+    """
 
     draft: Device | None
     target: Device
+    apart: bool = False
 
     @property
     def shares_cores(self) -> bool:
         """Whether both models are pinned to some of the same cores."""
-        return self.draft is not None and bool(set(self.draft.cores) & set(self.target.cores))
+        if self.draft is None or self.apart:
+            return False
+        return bool(set(self.draft.cores) & set(self.target.cores))
 
     @property
     def shares_gpu(self) -> bool:
         """Whether both models are to live on one GPU."""
-        return self.draft is not None and self.draft.kind == "cuda" and self.draft == self.target
+        if self.draft is None or self.apart:
+            return False
+        return self.draft.kind == "cuda" and self.draft == self.target
 
 
 _AUTO = Device("auto")
@@ -120,9 +131,9 @@ def place(
             both that they would use at the same time.
     """
     usable = tuple(sorted(os.sched_getaffinity(0) if cores is None else cores))
-    target = _existing("target", target_spec, usable, gpus)
     if draft_spec is None:
-        return Placement(None, target if target != _AUTO else _left_over(None, usable, gpus))
+        return Placement(None, place_apart("target", target_spec, gpus=gpus, cores=usable))
+    target = _existing("target", target_spec, usable, gpus)
     draft = _existing("draft", draft_spec, usable, gpus)
     if not draft_computes:
         target = target if target != _AUTO else _left_over(None, usable, gpus)
@@ -140,6 +151,17 @@ def place(
             "with the policy serial:4"
         )
     return Placement(draft, target)
+
+
+def place_apart(role: str, spec: str, *, gpus: int, cores: Sequence[int]) -> Device:
+    """Choose a device for the only model of a node, as `place` does.
+
+    Raises:
+        UserError: for a malformed spec, or a core or GPU that isn't there.
+    """
+    usable = tuple(sorted(cores))
+    device = _existing(role, spec, usable, gpus)
+    return device if device != _AUTO else _left_over(None, usable, gpus)
 
 
 def pin_process(cores: Collection[int]) -> tuple[int, ...]:

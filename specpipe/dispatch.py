@@ -11,7 +11,7 @@ from specpipe.policy import Decision, Judged, Policy, Situation, Verified
 
 
 class Unlearned:
-    """A rule that learns nothing."""
+    """A rule that learns nothing, and decides about each sequence as if it were the only one."""
 
     def drafted(self, seconds: float) -> None:
         """See Observer."""
@@ -27,6 +27,14 @@ class Unlearned:
 
     def reflect(self) -> None:
         """See Observer."""
+
+    def decide(self, situation: Situation) -> Decision:
+        """See Policy."""
+        raise NotImplementedError
+
+    def decide_all(self, situations: Sequence[Situation]) -> list[Decision]:
+        """See Policy."""
+        return [self.decide(situation) for situation in situations]
 
 
 class TakeAll(Unlearned):

@@ -22,6 +22,7 @@ from specpipe.costs import Costs
 from specpipe.policy import Decision, Judged, Situation, Verified
 from specpipe.resting import Resting
 from specpipe.semi_markov import TIE, Plan, Problem, solve
+from specpipe.sharing import Sharing
 
 _LOOK_EVERY = 16  # verifications, to see whether the costs have moved
 _LEAST_SEEN = 2  # steps and passes before the first solution
@@ -87,6 +88,7 @@ class Elastic:
         self._rule: _Rule | None = None
         self._unlooked = 0
         self._resting = Resting()
+        self._sharing = Sharing(self.costs)
 
     @property
     def plan(self) -> Plan | None:
@@ -105,6 +107,9 @@ class Elastic:
 
     def verified(self, verification: Verified) -> None:
         """See Observer."""
+        if verification.sequences > 1:
+            self._sharing.note(verification)
+            return
         self.costs.note_pass(verification)
         self._resting.note_pass()
         self._unlooked += 1
@@ -156,6 +161,16 @@ class Elastic:
         if self._rule is None:  # no step of a model measured yet: don't wait
             return Decision(self._free_block(chances))
         return self._best(self._rule, situation, chances)
+
+    def decide_all(self, situations: Sequence[Situation]) -> list[Decision]:
+        """See Policy."""
+        if len(situations) == 1:
+            return [self.decide(situations[0])]
+        chances = [
+            self._chances(each, min(len(each.confidences), each.largest_block))
+            for each in situations
+        ]
+        return self._sharing.decide(situations, chances)
 
     def _free_block(self, chances: list[float]) -> int:
         """How many waiting tokens to send where all guesses are free and made at once.

@@ -14,7 +14,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,13 @@ from specpipe.coordinator import Coordinator
 from specpipe.devices import pin_process
 from specpipe.dispatch import make_policy
 from specpipe.events import Command, Event, Send, StartTimer, TimerFired
+from specpipe.gate import Gate
 from specpipe.messages import (
     Abort,
     Attach,
+    Attached,
     Finish,
+    FromHub,
     FromWorker,
     Gone,
     Lost,
@@ -65,7 +68,7 @@ class Hub:
         policies: the coordinator's own, by name; others are made when they are asked for.
         parent: file descriptor whose end of file says that nobody is left to work for.
         reporting: is told of everything.
-        tracer: is told of everything, if there is one.
+        tracer: the same, if there is one.
     """
 
     def __init__(
@@ -85,13 +88,18 @@ class Hub:
         self._user = user
         self._parent = parent
         self._workers: dict[Role, tuple[int, Channel]] = {}
+        self._gate = Gate()
         self._traffic: dict[int, list[int]] = {}  # messages and bytes of each request at work
         self._due: list[tuple[float, int, TimerFired | Lost]] = []
         self._order = itertools.count()
         self._poller = zmq.Poller()
         self._poller.register(parent, zmq.POLLIN)
         self._poller.register(user.socket, zmq.POLLIN)
+        self._poller.register(self._gate.socket, zmq.POLLIN)
         self._poller.register(reporting.window.socket, zmq.POLLIN)
+        self._full = zmq.Poller()
+        self._full.register(parent, zmq.POLLIN)
+        self._full.register(user.socket, zmq.POLLOUT)
 
     def run(self) -> None:
         """Work until told to end, or until the parent has ended."""
@@ -105,30 +113,41 @@ class Hub:
                 channel.close(linger_s=0.1)
             self._reporting.window.close()
             self._user.close(linger_s=0.1)
+            self._gate.close()
 
     def _turn(self) -> bool:
         """Wait for something to happen and deal with it; False at the end."""
         ready = {source for source, _ in self._poller.poll(self._milliseconds_to_timer())}
-        for _, channel in list(self._workers.values()):
-            if channel.socket in ready:
-                self._hear_worker(channel)
+        if self._gate.socket in ready:
+            self._gate.answer()
+        for role in list(self._workers):
+            self._hear(role, ready)
         while self._due and self._due[0][0] <= time.monotonic():
             self._take(heapq.heappop(self._due)[2])
         if self._user.socket in ready and not self._hear_user():
             return False
-        self._reporting.tell(time.monotonic())
+        if self._reporting.window.socket in ready:
+            self._reporting.window.answer(time.monotonic())
+        if self._reporting.due <= time.monotonic():
+            self._reporting.tell(time.monotonic())
         return self._parent not in ready
 
-    def _hear_worker(self, channel: Channel) -> None:
+    def _hear(self, role: Role, ready: Collection[object]) -> None:
+        """Take what a worker said, if it is there still, and said something."""
+        incarnation, channel = self._workers.get(role, (0, None))
+        if channel is None or channel.socket not in ready:
+            return
         for message, size in channel.receive_sized():
             if isinstance(message, FromWorker):
                 self._count(message, size)
                 self._take(message)
             elif isinstance(message, Said):
                 logs.write_said(message)
+        if channel.malformed:  # what it was meant to say, somebody may be waiting for
+            self._lose(role, incarnation, "it said what is no message")
 
     def _hear_user(self) -> bool:
-        """Do what the user says; False if that is to end."""
+        """Deal with what the embedding program says; False if that is to end."""
         for message in self._user.receive():
             match message:
                 case Shutdown():
@@ -157,37 +176,49 @@ class Hub:
             self._tracer.flush()
         self._reporting.note(event, commands, now)
         if isinstance(event, Ready):
-            self._user.send(event)
+            self._tell(event)
         if log.isEnabledFor(logging.INFO):
-            self._tell(event, commands)
+            self._log(event, commands)
 
     def _do(self, command: Command) -> None:
         match command:
             case Send(role, incarnation, message):
-                current, channel = self._workers[role]
-                if current != incarnation:
+                current, channel = self._workers.get(role, (0, None))
+                if channel is None or current != incarnation:
                     return
                 if size := channel.send(message):
                     self._count(message, size)
                 else:
-                    log.warning("the %s takes no messages; counted as lost", role)
-                    self._schedule(0.0, Lost(role, incarnation))
+                    self._lose(role, incarnation, "it takes no more messages")
             case StartTimer(request, timer, seconds):
                 self._schedule(time.monotonic() + seconds, TimerFired(request, timer))
             case Tokens():
-                self._user.send(command)
+                self._tell(command)
             case Finish(request):
                 counts = self._traffic.pop(request)
                 command.metrics.messages, command.metrics.message_bytes = counts
-                self._user.send(command)
+                self._tell(command)
 
-    def _tell(self, event: Event, commands: Sequence[Command]) -> None:
+    def _tell(self, message: FromHub) -> None:
+        """Tell the user; while that one reads nothing, everything waits, and nothing is lost."""
+        while not self._user.send(message):
+            events = dict(self._full.poll())
+            if self._parent in events:
+                return
+
+    def _log(self, event: Event, commands: Sequence[Command]) -> None:
         """Log what the workers don't log themselves."""
         if isinstance(event, Ready) or not isinstance(event, FromWorker):
             tell(log, event)
         for command in commands:
             if isinstance(command, Tokens | Finish):
                 tell(log, command)
+
+    def _lose(self, role: Role, incarnation: int, cause: str) -> None:
+        """Give up a worker that is out of order: the supervisor is to end it."""
+        self._detach(role)
+        self._schedule(0.0, Lost(role, incarnation, cause))
+        self._tell(Lost(role, incarnation, cause))
 
     def _count(self, message: FromWorker | ToDraft | ToTarget, size: int) -> None:
         """Note what a message costs the request that it is about, if that still runs."""
@@ -200,14 +231,26 @@ class Hub:
         heapq.heappush(self._due, (moment, next(self._order), event))
 
     def _attach(self, attach: Attach) -> None:
-        """Open a fresh endpoint for a worker's new incarnation."""
-        if attach.role in self._workers:
-            _, old = self._workers[attach.role]
-            self._poller.unregister(old.socket)
-            old.close()
-        channel = Channel.bind(attach.address)
-        self._workers[attach.role] = (attach.incarnation, channel)
+        """Open a fresh endpoint for a worker's new incarnation, and say where it is."""
+        role = attach.role
+        self._detach(role)
+        self._gate.admit(role, attach.admitted)
+        try:
+            channel = Channel.bind(attach.address, attach.secret_key, name=role)
+        except zmq.ZMQError as error:
+            cause = f"the hub cannot listen at {attach.address}: {error.strerror}"
+            self._tell(Attached(role, attach.incarnation, attach.address, cause))
+            return
+        self._workers[role] = (attach.incarnation, channel)
         self._poller.register(channel.socket, zmq.POLLIN)
+        self._tell(Attached(role, attach.incarnation, channel.address))
+
+    def _detach(self, role: Role) -> None:
+        """Hear and tell a worker nothing more, if there is one."""
+        if role in self._workers:
+            _, channel = self._workers.pop(role)
+            self._poller.unregister(channel.socket)
+            channel.close()
 
     def _milliseconds_to_timer(self) -> int:
         """How long the poller may sleep."""

@@ -1,10 +1,10 @@
 """Every message between the parts; codec.py gives their form on the wire.
 
-Positions count tokens from the beginning of the prompt. Times are seconds of the sender's
-monotonic clock, which processes of one host share.
+Positions count tokens from the beginning of the prompt. Times are seconds of the hub's monotonic
+clock: processes of one host share it, and what comes from elsewhere is converted (clock.py).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from specpipe.figures import Figures
@@ -69,6 +69,7 @@ class Extend:
     Answered by a Verdict iff start + len(tokens) >= verify_from, otherwise by Progress. Prefill,
     plain decoding, verification and the rebuilding of a lost cache are all this one command.
     `laws`: what each of the judged tokens was drawn from, where the acceptance rule asks for it.
+    `more`: another request's Extend follows, to be answered from the same forward pass.
     """
 
     request: int
@@ -78,6 +79,7 @@ class Extend:
     verify_from: int
     sampling: Sampling
     laws: tuple[GuessLaw, ...] = ()
+    more: bool = False
 
 
 # -- to a worker, or to the hub
@@ -292,19 +294,29 @@ class Vocabulary:
 
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """A worker's incarnation will connect to this address."""
+    """A worker's incarnation will connect to this address; answered by Attached.
+
+    Over TCP, the hub's end holds `secret_key`, and only the worker with the public key `admitted`
+    gets in; for a Unix socket both are empty.
+    """
 
     role: Role
     incarnation: int
     address: str
+    secret_key: bytes = field(default=b"", repr=False)
+    admitted: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """This incarnation of a worker is gone."""
+    """This incarnation of a worker is gone, or not fit for work: `cause` is one line.
+
+    Either end may find out, the supervisor or the hub, and tells the other.
+    """
 
     role: Role
     incarnation: int
+    cause: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +325,19 @@ class Gone:
 
     role: Role
     cause: str
+
+
+# -- hub to supervisor
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """The hub listens at `address`, its port included; or it can't, for the `cause`."""
+
+    role: Role
+    incarnation: int
+    address: str
+    cause: str = ""
 
 
 # -- hub to user
@@ -355,11 +380,29 @@ class Stats:
     last: bool = False
 
 
+# -- between the two ends of a channel, which keep these to themselves
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """What does your clock say? Mine said `sent`."""
+
+    sent: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """It said `clock` when the Ping of `sent` came."""
+
+    sent: float
+    clock: float
+
+
 ToDraft = Open | Commit | Close | Shutdown
 ToTarget = Extend | Close | Shutdown
 FromWorker = (
     Ready | Closed | Failed | Opened | Block | Computing | Exhausted | Resync | Verdict | Progress
 )
 ToHub = Vocabulary | UsePolicy | Submit | Abort | Attach | Lost | Gone | Shutdown
-FromHub = Tokens | Finish | Ready | Stats
-Message = ToDraft | ToTarget | FromWorker | Said | ToHub | FromHub
+FromHub = Tokens | Finish | Ready | Lost | Attached | Stats
+Message = ToDraft | ToTarget | FromWorker | Said | ToHub | FromHub | Ping | Pong

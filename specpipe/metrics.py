@@ -4,6 +4,7 @@ Rates are None where they have no meaning: without a draft, or before anything w
 """
 
 from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -50,6 +51,15 @@ class Spans:
             else:
                 j += 1
         return seconds
+
+
+def merged(spans: Iterable[Spans]) -> Spans:
+    """When at least one of several was at work."""
+    whole = Spans()
+    stretches = [pair for each in spans for pair in zip(each.begun, each.ended, strict=True)]
+    for begun, ended in sorted(stretches):
+        whole.add(begun, ended)
+    return whole
 
 
 @dataclass(slots=True)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from specpipe.messages import Block
 from specpipe.policy import Judged, Observer, Verified
+from specpipe.scheduler import Pass
 from specpipe.sequence import SequenceState
 
 
@@ -33,11 +34,10 @@ class Observation:
                     observer.restarted(seconds, pace.given_up)
         pace.since, pace.cut_age, pace.fresh, pace.known = now, None, False, True
 
-    def verdict(self, sequence: SequenceState, accepted: int, now: float) -> None:
+    def verdict(self, sequence: SequenceState, accepted: int, made: Pass, now: float) -> None:
         """A verdict came: tell how long it took, unless the target had to read other tokens too."""
-        assert sequence.extend is not None
         guesses, sent_at = len(sequence.in_flight), sequence.sent_at
-        if len(sequence.extend.tokens) != guesses + 1:
+        if made.reads:
             return
         by_model = (i for i, guess in enumerate(sequence.in_flight) if guess.source == "model")
         verification = Verified(
@@ -48,6 +48,8 @@ class Observation:
             sequence.sent_alone,
             sequence.waited,
             next(by_model, guesses),
+            made.sequences,
+            made.rows,
         )
         for observer in self._observers:
             observer.verified(verification)

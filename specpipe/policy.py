@@ -88,6 +88,7 @@ class Verified(NamedTuple):
         alone: whether no model of a draft worked all the while.
         waited: seconds for which the target idled before, since its last verdict.
         free: how many of the guesses came before the first that a model made.
+        sequences: that shared the forward pass; `rows`: of all of them. Each is told of.
     """
 
     request: int
@@ -97,6 +98,8 @@ class Verified(NamedTuple):
     alone: bool
     waited: float = 0.0
     free: int = 0
+    sequences: int = 1
+    rows: int = 0
 
 
 class Observer(Protocol):
@@ -125,7 +128,13 @@ class Observer(Protocol):
 
 
 class Policy(Observer, Protocol):
-    """Decides about one sequence at a time, and may learn from all of them."""
+    """Decides for which sequences the target works next, and may learn from all of them."""
 
     def decide(self, situation: Situation) -> Decision:
-        """What to do about a sequence for which the target is idle."""
+        """What to do about a sequence if it is the only one; the target is idle."""
+
+    def decide_all(self, situations: Sequence[Situation]) -> list[Decision]:
+        """What to do about each of the sequences that can take part in the target's next pass.
+
+        The pass begins without those that wait; if all do, it doesn't.
+        """

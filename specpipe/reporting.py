@@ -42,11 +42,9 @@ class Reporting:
         self._statistics.use_setting("policy", name)
 
     def tell(self, now: float, *, last: bool = False) -> None:
-        """Answer who looks in, and tell the user if that is due, or the pipeline ends."""
-        self.window.answer(now)
-        if last or now >= self.due:
-            figures = self._statistics.figures(now)
-            self._user.send(Stats(figures, last))
-            self._statistics.mark(now)
-            at_work = figures.num_requests_running + figures.num_requests_waiting
-            self.due = now + (_EVERY_S if at_work else _AT_REST_S)
+        """Tell the user what the pipeline came to; one that reads nothing misses it."""
+        figures = self._statistics.figures(now)
+        self._user.send(Stats(figures, last))
+        self._statistics.mark(now)
+        at_work = figures.num_requests_running + figures.num_requests_waiting
+        self.due = now + (_EVERY_S if at_work else _AT_REST_S)

@@ -5,16 +5,20 @@ operations change it: a block from the draft appends to it, a commit moves its f
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NamedTuple
 
-from specpipe.messages import Block, Commit, Extend, Open
+from specpipe.messages import Block, Commit, Extend, Open, Role
 from specpipe.metrics import RequestMetrics, Source
 from specpipe.policy import Judged, Situation
 from specpipe.sampling import GuessLaw, Sampling
 from specpipe.stopping import StopRule
+
+MOST_LOSSES = 3
+"""How often in a row a worker may be lost over a request before it is tried no more with it."""
 
 
 class Drafted(NamedTuple):
@@ -90,13 +94,14 @@ class SequenceState:
         committed: the prompt and all final tokens.
         in_flight: the block that the target is judging.
         waiting: drafted tokens not yet sent to the target.
-        admitted: whether the target ever gave it a slot; until then it is not drafted for.
         serial: of the latest commit or open; `fence`: blocks that saw less are stale.
         extend: the command that the target has not answered yet.
         target_length: tokens in the target's cache, as far as its answers tell.
         exhausted_at: the serial at which the draft said that it can't go on.
         timer: id of the running timer, while waiting for the draft.
-        must_send: a timer fired, so waiting is not allowed until the next extend.
+        silent: a timer fired, and the draft has said nothing since: it is not waited for.
+        losses: how often each worker was lost while it worked for this request, since it last got
+            anywhere with it.
         handover: whether tokens were waiting when the last verdict came, so that a block followed
             it at once.
         unsent: how many of the last committed tokens the draft has not been told of.
@@ -118,7 +123,6 @@ class SequenceState:
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
     in_flight: list[Drafted] = field(default_factory=list)
     waiting: list[Drafted] = field(default_factory=list)
-    admitted: bool = False
     serial: int = 0
     fence: int = 0
     extend: Extend | None = None
@@ -126,7 +130,8 @@ class SequenceState:
     draft: DraftState = DraftState.ABSENT
     exhausted_at: int = -1
     timer: int | None = None
-    must_send: bool = False
+    silent: bool = False
+    losses: Counter[Role] = field(default_factory=Counter)
     handover: bool = False
     unsent: int = 0
     limits: tuple[int, int] = (0, 0)
@@ -175,7 +180,7 @@ class SequenceState:
     def reading(self) -> bool:
         """Whether the draft is reading the tokens, and may be waited for."""
         opening = self.draft is DraftState.OPENING and self.exhausted_at < self.serial
-        return opening and not self.must_send
+        return opening and not self.silent
 
     @property
     def drafting(self) -> bool:
@@ -193,7 +198,7 @@ class SequenceState:
         return Situation(
             [d.confidence for d in waiting],
             largest_block,
-            self.drafting and not self.must_send and len(waiting) < largest_block,
+            self.drafting and not self.silent and len(waiting) < largest_block,
             pace.fresh,
             len(self.committed),
             waiting[0].offset if waiting else self.run,
@@ -212,8 +217,13 @@ class SequenceState:
         drawn = any(d.law is not None and len(d.law.ids) > 1 for d in self.waiting)
         return self.sampling.rejects and drawn
 
+    def pause(self, ahead: int | None) -> None:
+        """Let the draft's model rest once it has added so many tokens; None: not by our wish."""
+        self.pause_at = None if ahead is None else self.chain_length + ahead
+
     def hear_word(self, serial: int) -> None:
         """The draft, which had seen this serial, said what it is about."""
+        self.silent = False
         if self.word_due is not None and serial >= self.word_due:
             self.word_due = None
 
@@ -257,6 +267,7 @@ class SequenceState:
         self.committed += tokens
         self._commit_serials += [self.serial] * len(tokens)
         self.in_flight, self.extend, self.pause_at = [], None, None
+        self.losses["target"] = 0
         self.unsent = len(tokens)
         same = 0
         while same < min(len(tokens), len(pending)) and tokens[same] == pending[same].token:
@@ -316,28 +327,37 @@ class SequenceState:
         self.sent_at, self.sent_alone = now, rests and not by_model
         self.waited = 0.0 if self.idle_since is None else now - self.idle_since
 
-    def verify(self, extend_id: int, count: int) -> Extend:
-        """Send the first `count` waiting tokens, after whatever the target's cache still lacks."""
+    def verify(self, extend_id: int, count: int, *, more: bool = False) -> Extend:
+        """Send the first `count` waiting tokens, after whatever the target's cache still lacks.
+
+        `more`: another sequence's Extend follows, for the same pass.
+        """
         self.in_flight, self.waiting = self.waiting[:count], self.waiting[count:]
-        self.timer, self.must_send = None, False
+        self.timer = None
         tokens = self.committed[self.target_length :] + [d.token for d in self.in_flight]
-        return self._extend(extend_id, tokens)
+        return self._extend(extend_id, tokens, more)
 
-    def prefill(self, extend_id: int, count: int) -> Extend:
-        """Feed the next `count` committed tokens; nothing is judged."""
-        return self._extend(
-            extend_id, self.committed[self.target_length : self.target_length + count]
-        )
+    def prefill(self, extend_id: int, count: int, *, more: bool = False) -> Extend:
+        """Feed the next `count` committed tokens; nothing is judged. `more`: see verify."""
+        tokens = self.committed[self.target_length : self.target_length + count]
+        return self._extend(extend_id, tokens, more)
 
-    def lose_target(self) -> None:
-        """The target's cache is gone; what it was judging waits again."""
+    def lose_target(self, *, held: bool) -> None:
+        """The target's cache is gone; what it was judging waits again.
+
+        `held`: whether this request had a slot there.
+        """
+        self.losses["target"] += held
         self.waiting = self.in_flight + self.waiting
         self.in_flight, self.extend = [], None
         self.target_length = 0
         self.timer, self.handover = None, False
 
-    def lose_draft(self) -> None:
-        """The draft's state is gone; its guesses stay."""
+    def lose_draft(self, *, held: bool) -> None:
+        """The draft's state is gone; its guesses stay. `held`: as in lose_target."""
+        self.losses["draft"] += held
+        if self.losses["draft"] > MOST_LOSSES:
+            self.draft = DraftState.FAILED
         if self.draft is not DraftState.FAILED:
             self.draft = DraftState.ABSENT
         self.exhausted_at = -1
@@ -354,7 +374,7 @@ class SequenceState:
             guess.ended,
         )
 
-    def _extend(self, extend_id: int, tokens: Sequence[int]) -> Extend:
+    def _extend(self, extend_id: int, tokens: Sequence[int], more: bool) -> Extend:
         self.extend = Extend(
             self.request,
             extend_id,
@@ -363,6 +383,7 @@ class SequenceState:
             len(self.committed),
             self.sampling,
             tuple(d.law for d in self.in_flight if d.law),
+            more,
         )
         return self.extend
 

@@ -5,7 +5,7 @@ They speak the protocol as those in workers/ do, about tokens that are just righ
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from specpipe.messages import (
@@ -80,6 +80,7 @@ class Fates(Protocol):
     """Which guesses are right: a property of the position, and so the same for every policy.
 
     A draft that is right up to a position makes one and the same guess there, whenever it makes it.
+    Each request has fates of its own.
     """
 
     def right(self, position: int) -> bool:
@@ -92,8 +93,11 @@ class Fates(Protocol):
 class World(Protocol):
     """What a worker needs of the simulation that it is part of."""
 
-    now: int
     hardware: Hardware
+
+    @property
+    def now(self) -> int:
+        """The moment; in ticks."""
 
     def at(self, moment: int, order: int, then: Callable[..., None], *args: Any) -> None:
         """Let something happen."""
@@ -105,25 +109,49 @@ class World(Protocol):
         """Send a message to the coordinator."""
 
 
+@dataclass(slots=True)
+class _Chain:
+    """A request as the draft has it.
+
+    Attributes:
+        fates: of its guesses.
+        length: of the chain, which is wrong from `wrong_at` on.
+        serial, limit: as it was last told; `told`: the serial at which it said that it rests.
+        opened: whether it said that it has read the request.
+        stretches: when it worked since its last block; seconds.
+    """
+
+    fates: Fates
+    length: int
+    serial: int
+    limit: int
+    wrong_at: int = _INFINITE
+    told: int = -1
+    opened: bool = False
+    stretches: list[tuple[float, float]] = field(default_factory=list)
+
+
 class DraftModel:
-    """Speaks the draft's side of the protocol, as workers/draft.py does.
+    """Speaks the draft's side of the protocol, as workers/draft.py does; sequences take turns.
 
     Its tokens are just right or wrong.
+
+    Args:
+        world: that it is part of.
+        fates: from a request to what becomes of its guesses.
 
     Attributes:
         busy: whether a step is in progress.
     """
 
-    def __init__(self, world: World, fates: Fates) -> None:
+    def __init__(self, world: World, fates: Callable[[int], Fates]) -> None:
         self._world, self._fates = world, fates
         self._inbox: deque[Message] = deque()
+        self._chains: dict[int, _Chain] = {}  # whose turn is next comes first
         self.busy = False
+        self._current = -1  # whose step is in progress
         self._pass = 0  # the number of the step that counts; another one was dropped
         self._began = self._ends = 0
-        self._length = self._wrong_at = self._known = self._serial = self._limit = 0
-        self._told = -1
-        self._opened = False
-        self._stretches: list[tuple[float, float]] = []
 
     def arrive(self, message: Message) -> None:
         """Take a message: now, or when the step in progress lets it in."""
@@ -138,10 +166,11 @@ class DraftModel:
                 self._ends = moment
 
     def _outdates(self, message: Message) -> bool:
+        if not isinstance(message, Open | Commit | Close) or message.request != self._current:
+            return False
         if not isinstance(message, Commit):
             return True
-        end = message.start + len(message.tokens)
-        return end > self._length or end > self._wrong_at
+        return _contradicts(self._chains[message.request], message)
 
     def _next_look(self) -> int:
         """When the step in progress can be dropped."""
@@ -154,20 +183,24 @@ class DraftModel:
     def _drop(self, number: int) -> None:
         if number == self._pass:
             self.busy = False
-            self._note_stretch()
+            self._note_stretch(self._chains[self._current])
             self._go_on()
 
     def _go_on(self) -> None:
-        """Read what came, then say that there is nothing to do, or begin a step."""
+        """Read what came, then say who can't go on, or begin a step."""
         while self._inbox:
             self._read(self._inbox.popleft())
-        if self._length >= self._limit:
-            if self._told < self._serial:
-                self._told = self._serial
-                self._world.tell(Exhausted(0, 1, self._serial, "limit"))
+        world, turn = self._world, None
+        for request, chain in self._chains.items():
+            if chain.length < chain.limit:
+                turn = request if turn is None else turn
+            elif chain.told < chain.serial:
+                chain.told = chain.serial
+                world.tell(Exhausted(request, 1, chain.serial, "limit"))
+        if turn is None:
             return
-        world = self._world
-        self.busy = True
+        self._chains[turn] = self._chains.pop(turn)
+        self.busy, self._current = True, turn
         self._pass += 1
         self._began = world.now
         self._ends = world.now + world.duration(world.hardware.step)
@@ -175,76 +208,102 @@ class DraftModel:
 
     def _read(self, message: Message) -> None:
         if isinstance(message, Commit):
-            end = message.start + len(message.tokens)
-            if end > self._length or end > self._wrong_at:
-                self._length, self._wrong_at = end, _INFINITE
-            self._serial, self._limit, self._known = message.last_serial, message.rest_at, end
+            chain = self._chains[message.request]
+            if _contradicts(chain, message):
+                chain.length, chain.wrong_at = message.start + len(message.tokens), _INFINITE
+            chain.serial, chain.limit = message.last_serial, message.rest_at
         elif isinstance(message, Open):
-            self._length = self._known = len(message.tokens)
-            self._serial, self._limit = message.serial, message.rest_at
-            self._wrong_at, self._opened = _INFINITE, False
+            self._chains[message.request] = _Chain(
+                self._fates(message.request), len(message.tokens), message.serial, message.rest_at
+            )
         elif isinstance(message, Close):
-            self._length = self._limit = 0
-            self._told = self._serial
+            del self._chains[message.request]
             self._world.tell(Closed("draft", message.request, 1))
 
-    def _note_stretch(self) -> None:
-        self._stretches.append((self._began * TICK_S, self._world.now * TICK_S))
+    def _note_stretch(self, chain: _Chain) -> None:
+        chain.stretches.append((self._began * TICK_S, self._world.now * TICK_S))
 
     def _end(self, number: int) -> None:
         """One more token."""
         if number != self._pass:
             return
         self.busy = False
-        self._note_stretch()
-        position, token = self._length, WRONG
-        if self._wrong_at == _INFINITE:
-            if self._fates.right(position):
+        request, chain = self._current, self._chains[self._current]
+        self._note_stretch(chain)
+        position, token = chain.length, WRONG
+        if chain.wrong_at == _INFINITE:
+            if chain.fates.right(position):
                 token = RIGHT
             else:
-                self._wrong_at = position
-        self._length += 1
-        if not self._opened:
-            self._opened = True
-            self._world.tell(Opened(0, 1))
-        begun, ended = zip(*self._stretches, strict=True)
-        self._stretches = []
-        confidence = self._fates.confidence(position)
+                chain.wrong_at = position
+        chain.length += 1
+        if not chain.opened:
+            chain.opened = True
+            self._world.tell(Opened(request, 1))
+        begun, ended = zip(*chain.stretches, strict=True)
+        chain.stretches = []
+        confidence = chain.fates.confidence(position)
         self._world.tell(
-            Block(0, 1, self._serial, position, (token,), (confidence,), ("model",), begun, ended)
+            Block(
+                *(request, 1, chain.serial, position, (token,), (confidence,)),
+                *(("model",), begun, ended),
+            )
         )
         self._go_on()
 
 
+def _contradicts(chain: _Chain, commit: Commit) -> bool:
+    """Whether it goes past what was guessed, or is something else."""
+    end = commit.start + len(commit.tokens)
+    return end > chain.length or end > chain.wrong_at
+
+
 class TargetModel:
-    """Speaks the target's side of the protocol; a guess stands iff it is right."""
+    """Speaks the target's side of the protocol; a guess stands iff it is right.
+
+    Attributes:
+        busy_ticks: how long it worked in all.
+    """
 
     def __init__(self, world: World, draft: DraftModel) -> None:
         self._world, self._draft = world, draft
+        self._gathered: list[Extend] = []
+        self._free_at = 0
+        self.busy_ticks = 0
 
     def arrive(self, message: Message) -> None:
-        """Begin the work that a message asks for; the coordinator asks for one at a time."""
+        """Begin the work that a message asks for, after what was asked before."""
         world = self._world
-        if isinstance(message, Extend):
-            seconds = world.hardware.pass_seconds(len(message.tokens))
-            if self._draft.busy:
-                seconds *= 1 + world.hardware.contention
-            ended = world.now + world.duration(seconds)
-            world.at(ended, PASS_ENDS, self._end, message, world.now)
-        elif isinstance(message, Close):
+        if isinstance(message, Close):
             world.tell(Closed("target", message.request, 1))
+        elif isinstance(message, Extend):
+            self._gathered.append(message)
+            if not message.more:
+                extends, self._gathered = self._gathered, []
+                self._begin(extends)
 
-    def _end(self, extend: Extend, began: int) -> None:
+    def _begin(self, extends: list[Extend]) -> None:
+        world = self._world
+        seconds = world.hardware.pass_seconds(sum(len(extend.tokens) for extend in extends))
+        if self._draft.busy:
+            seconds *= 1 + world.hardware.contention
+        began = max(world.now, self._free_at)
+        self._free_at = began + world.duration(seconds)
+        self.busy_ticks += self._free_at - began
+        world.at(self._free_at, PASS_ENDS, self._end, extends, began)
+
+    def _end(self, extends: list[Extend], began: int) -> None:
+        for extend in extends:
+            self._world.tell(self._answer(extend, began * TICK_S, self._world.now * TICK_S))
+
+    def _answer(self, extend: Extend, begun: float, ended: float) -> Verdict | Progress:
+        request, extend_id = extend.request, extend.extend_id
         end = extend.start + len(extend.tokens)
-        begun, ended = began * TICK_S, self._world.now * TICK_S
         if end < extend.verify_from:
-            self._world.tell(Progress(extend.request, 1, extend.extend_id, end, begun, ended))
-            return
+            return Progress(request, 1, extend_id, end, begun, ended)
         accepted = 0
         for token in extend.tokens[extend.verify_from - extend.start :]:
             if token != RIGHT:
                 break
             accepted += 1
-        self._world.tell(
-            Verdict(extend.request, 1, extend.extend_id, accepted, RIGHT, begun, ended, 0.0)
-        )
+        return Verdict(request, 1, extend_id, accepted, RIGHT, begun, ended, 0.0)

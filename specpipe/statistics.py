@@ -130,21 +130,19 @@ class Statistics:
             Progress: self._on_answer,
             Verdict: self._on_answer,
         }
+        self._on_command: dict[type, Callable[[Any, float], None]] = {
+            Send: self._on_send,
+            Tokens: self._on_tokens,
+            Finish: self._on_finish,
+        }
 
     def note(self, event: Event, commands: Sequence[Command], now: float) -> None:
         """An event came at this moment, and was answered by these commands."""
         if handler := self._on_event.get(type(event)):
             handler(event, now)
         for command in commands:
-            match command:
-                case Send(message=Extend() as extend):
-                    self._extends[extend.request] = extend
-                    if (came := self._unread.pop(extend.request, None)) is not None:
-                        self._times.request_queue_time.add(now - came)
-                case Tokens():
-                    self._note_tokens(command, now)
-                case Finish():
-                    self._note_finish(command)
+            if handler := self._on_command.get(type(command)):
+                handler(command, now)
 
     def mark(self, now: float) -> None:
         """Remember this moment, for the rates of the next few seconds."""
@@ -153,22 +151,22 @@ class Statistics:
     def figures(self, now: float) -> Figures:
         """All that is known; lists and histograms in it go on being filled."""
         self._settle_pass()
-        counts, sequences = self._counted(), self._coordinator.sequences.values()
-        running = sum(sequence.admitted for sequence in sequences)
-        moment = self._moment(now, counts)
-        before = self._before(now)
+        sequences, running = self._coordinator.sequences, self._coordinator.running
+        counts = self._counted()
+        moment, before = self._moment(now, counts), self._before(now)
+        told = islice(sequences.values(), _MOST_SEQUENCES)
         return Figures(
             self._pipeline,
             self._pid,
             tuple(Setting(name, value) for name, value in self._settings.items()),
             now - self._began,
-            running,
-            len(sequences) - running,
+            len(running),
+            len(sequences) - len(running),
             counts,
             self._times,
             _recent(before, moment),
             tuple(self._worker(role, before, moment) for role in _ROLES if role in self._ready),
-            tuple(_sequence(each, now) for each in islice(sequences, _MOST_SEQUENCES)),
+            tuple(_sequence(each, each.request in running, now) for each in told),
         )
 
     def use_setting(self, name: str, value: str) -> None:
@@ -215,7 +213,14 @@ class Statistics:
             times.add(self._pass.ended - self._pass.begun)
         self._pass = None
 
-    def _note_tokens(self, tokens: Tokens, now: float) -> None:
+    def _on_send(self, send: Send, now: float) -> None:
+        extend = send.message
+        if isinstance(extend, Extend):
+            self._extends[extend.request] = extend
+            if (came := self._unread.pop(extend.request, None)) is not None:
+                self._times.request_queue_time.add(now - came)
+
+    def _on_tokens(self, tokens: Tokens, now: float) -> None:
         if (came := self._unanswered.pop(tokens.request, None)) is not None:
             self._times.time_to_first_token.add(now - came)
         self._num_drafts += tokens.origins[0] != "bonus"  # that alone follows an empty block
@@ -226,7 +231,7 @@ class Statistics:
         for position in range(accepted):
             per_position[position] += 1
 
-    def _note_finish(self, finish: Finish) -> None:
+    def _on_finish(self, finish: Finish, now: float) -> None:
         for by_request in (self._extends, self._unread, self._unanswered):
             by_request.pop(finish.request, None)
         metrics = finish.metrics
@@ -241,9 +246,8 @@ class Statistics:
 
     def _counted(self) -> Counts:
         counts = replace(self._ended, num_drafts=self._num_drafts)
-        for sequence in self._coordinator.sequences.values():
-            if sequence.admitted:
-                _add(counts, sequence.metrics, pending=_ahead(sequence))
+        for sequence in self._coordinator.running.values():
+            _add(counts, sequence.metrics, pending=_ahead(sequence))
         return counts
 
     def _moment(self, now: float, counts: Counts) -> _Moment:
@@ -267,8 +271,7 @@ class Statistics:
         if before and moment.now > before.now:
             worked = moment.busy[number] - before.busy[number]
             busy = min(1.0, worked / (moment.now - before.now))
-        sequences = self._coordinator.sequences.values()
-        held = sum(_held(sequence, role) for sequence in sequences if sequence.admitted)
+        held = sum(_held(sequence, role) for sequence in self._coordinator.running.values())
         return WorkerFigures(
             role,
             self._settings.get("model" if role == "target" else "draft_model", ""),
@@ -281,7 +284,7 @@ class Statistics:
         )
 
     def _activity(self, role: Role) -> Activity:
-        sequences = self._coordinator.sequences.values()
+        sequences = self._coordinator.running.values()
         if role == "draft":
             if any(sequence.drafting for sequence in sequences):
                 return "drafting"
@@ -329,11 +332,11 @@ def _held(sequence: SequenceState, role: Role) -> int:
     return sequence.chain_length if sequence.followed else 0
 
 
-def _sequence(sequence: SequenceState, now: float) -> SequenceFigures:
+def _sequence(sequence: SequenceState, running: bool, now: float) -> SequenceFigures:
     metrics = sequence.metrics
     return SequenceFigures(
         sequence.request,
-        sequence.admitted,
+        running,
         metrics.prompt_tokens,
         metrics.completion_tokens,
         _ahead(sequence),

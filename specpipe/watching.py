@@ -4,18 +4,16 @@ The hub answers whoever asks at a second socket in the pipeline's folder, which 
 enter. Nothing can be changed there: a question has no content, and each answer is the figures.
 """
 
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import zmq
 
-from specpipe.channel import FOLDER_PREFIX
 from specpipe.codec import MAX_MESSAGE_BYTES, decode, encode
 from specpipe.errors import ProtocolError
 from specpipe.figures import Figures
+from specpipe.leftovers import pipeline_folders
 from specpipe.messages import Stats
 
 _SOCKET = "watch"
@@ -69,7 +67,8 @@ def running_pipelines(timeout_s: float = 1.0) -> list[Figures]:
     Folders that were left behind, whose hub is gone, are passed over; so is what does not answer in
     time, or speaks another version.
     """
-    waiting = {_ask(folder): folder for folder in _folders()}
+    folders = [folder for folder in pipeline_folders() if (folder / _SOCKET).is_socket()]
+    waiting = {_ask(folder) for folder in folders}
     poller = zmq.Poller()
     for socket in waiting:
         poller.register(socket, zmq.POLLIN)
@@ -81,23 +80,10 @@ def running_pipelines(timeout_s: float = 1.0) -> list[Figures]:
                 found.append(figures)
             poller.unregister(socket)
             socket.close()
-            del waiting[socket]
+            waiting.remove(socket)
     for socket in waiting:
         socket.close()
     return sorted(found, key=lambda figures: figures.pipeline)
-
-
-def _folders() -> list[Path]:
-    """Where pipelines of this user may be running."""
-    found = []
-    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
-        try:
-            ours = folder.stat().st_uid == os.getuid() and (folder / _SOCKET).is_socket()
-        except OSError:  # it is somebody else's, or has just been removed
-            continue
-        if ours:
-            found.append(folder)
-    return found
 
 
 def _ask(folder: Path) -> zmq.Socket[bytes]:

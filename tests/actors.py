@@ -159,7 +159,7 @@ class DraftActor(Actor):
 
 
 class TargetActor(Actor):
-    """Runs a Target: one message after the other."""
+    """Runs a Target: one message after the other, but all of a pass at once."""
 
     role: Role = "target"
 
@@ -176,8 +176,13 @@ class TargetActor(Actor):
             self.begin(self.world.verify_s * self.world.rng.uniform(0.5, 1.5), self._handle)
 
     def _handle(self) -> None:
-        message = self.box.popleft()
-        if isinstance(message, Extend) and message.request in self.world.coordinator.sequences:
-            promises.check_laws(self, message)
-        for answer in self.target.handle(message):
-            self.world.send_up(self, answer)
+        more = True
+        while more and self.box:
+            message = self.box.popleft()
+            more = isinstance(message, Extend) and message.more
+            if more:  # a pass of several fails now and then: then each is made alone
+                self.model.fails_shared = self.world.rng.random() < self.world.pass_failure_chance
+            if isinstance(message, Extend) and message.request in self.world.coordinator.sequences:
+                promises.check_laws(self, message)
+            for answer in self.target.handle(message):
+                self.world.send_up(self, answer)

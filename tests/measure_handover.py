@@ -21,6 +21,7 @@ from specpipe.hub_client import HubClient
 from specpipe.messages import Attach, Finish, Ready, Role, Submit, Tokens
 from specpipe.models.store import models_dir, resolve
 from specpipe.pair import ModelPair
+from specpipe.pulse import Pulse
 from specpipe.sampling import Sampling
 from specpipe.workers.draft import Draft
 from specpipe.workers.loop import run_draft, run_target
@@ -38,22 +39,23 @@ def serve(role: Role, core: int, weights: Path, address: str) -> None:
     from specpipe.models.loader import load_model  # noqa: PLC0415
 
     class Slowed(CpuDecoder):
-        def forward(self, slot, tokens, rows, interrupted=None):
-            length = self.length(slot)
+        def forward_all(self, feeds, interrupted=None):
+            lengths = [self.length(feed.slot) for feed in feeds]
             for _ in range(PASSES - 1):
-                super().forward(slot, tokens, rows)
-                self.truncate(slot, length)
-            return super().forward(slot, tokens, rows, interrupted)
+                super().forward_all(feeds)
+                for feed, length in zip(feeds, lengths, strict=True):
+                    self.truncate(feed.slot, length)
+            return super().forward_all(feeds, interrupted)
 
     model = load_model(weights, context_length=2048)
     channel = Channel.connect(address)
     shape = (model.context_length, model.vocab_size)
     channel.send(Ready(role, 1, 1, *shape, "cpu", (core,), ("model",) if role == "draft" else ()))
     if role == "draft":
-        run_draft(Draft(Sources(model), 1), channel)
+        run_draft(Draft(Sources(model), 1), channel, Pulse())
     else:
         model.__class__ = Slowed
-        run_target(Target(model, 1), channel)
+        run_target(Target(model, 1), channel, Pulse())
 
 
 def handovers(hub: HubClient, number: int, tokens: list[int]) -> list[float]:

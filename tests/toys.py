@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from specpipe.models.interface import Logits
+from specpipe.models.interface import Feed, Interrupted, Logits
 from specpipe.sampler import Sampler
 from specpipe.sampling import Sampling
 from specpipe.stopping import FinishReason
@@ -81,6 +81,7 @@ class ToyModel:
     Attributes:
         held: the ids of each open slot.
         failing: raise RuntimeError at the next pass.
+        fails_shared: the same, at the next pass of several sequences.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class ToyModel:
         self.context_length = context_length
         self.vocab_size = vocab_size
         self.held: dict[int, list[int]] = {}
-        self.failing = False
+        self.failing = self.fails_shared = False
 
     def open(self) -> int:
         free = set(range(self.num_slots)) - self.held.keys()
@@ -119,7 +120,7 @@ class ToyModel:
         slot: int,
         tokens: Sequence[int],
         rows: int,
-        interrupted: Callable[[], bool] | None = None,
+        interrupted: Interrupted = None,
     ) -> Logits | None:
         if self.failing:
             self.failing = False
@@ -135,6 +136,22 @@ class ToyModel:
         if not rows:
             return None
         return np.stack([self.law(ids[:end]) for end in range(len(ids) - rows + 1, len(ids) + 1)])
+
+    def forward_all(
+        self, feeds: Sequence[Feed], interrupted: Interrupted = None
+    ) -> list[Logits] | None:
+        assert len({feed.slot for feed in feeds}) == len(feeds), "a slot fed twice"
+        if self.fails_shared and len(feeds) > 1:
+            self.fails_shared = False
+            raise RuntimeError("out of memory for so many")
+        before = {feed.slot: self.length(feed.slot) for feed in feeds}
+        try:
+            found = [self.forward(feed.slot, feed.tokens, feed.rows) for feed in feeds]
+        except RuntimeError:
+            for slot, length in before.items():
+                self.truncate(slot, length)
+            raise
+        return [np.empty((0, self.vocab_size), np.float32) if f is None else f for f in found]
 
 
 def sampling(

@@ -93,6 +93,7 @@ class World:
         self.draft_failure_chance = 0 if self.clean or rng.random() < 0.8 else 0.05
         own = self._own = random.Random(f"{seed}: sources")
         self.drafter = own.choice(("model", "hybrid", "ngram"))
+        self.pass_failure_chance = 0 if self.clean else own.choice((0, 0, 0.1))
         self.remember = own.choice((0, 40))
         memory, eos_percent = rng.choice((None, None, 2)), rng.choice((0, 3, 8))
         self.law = TargetLaw(seed, memory, eos_percent)

@@ -8,26 +8,14 @@ What all devices have in common is here; `cpu/` and `cuda/` compute.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from specpipe.models.interface import Logits
+from specpipe.models.interface import Feed, Interrupted, Logits
 from specpipe.models.shape import DecoderConfig
 from specpipe.models.slot_lengths import SlotLengths
 
 LAYERS_BETWEEN_QUESTIONS = 4
 """How many layers a pass goes through before it asks whether it is still wanted."""
-
-Interrupted = Callable[[], bool] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Feed:
-    """Tokens to be fed at the end of a slot, and after how many of the last to return logits."""
-
-    slot: int
-    tokens: Sequence[int]
-    rows: int
 
 
 class Decoder(ABC):

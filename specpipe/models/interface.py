@@ -5,6 +5,7 @@ rather than arithmetic, is what is tested.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,19 @@ from numpy.typing import NDArray
 
 Logits = NDArray[np.float32]
 """Unnormalised log-probabilities, one row a position: float32[rows, vocabulary]."""
+
+
+Interrupted = Callable[[], bool] | None
+"""Asked now and then during a pass; once it says yes, the pass is given up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """Tokens to be fed at the end of a slot, and after how many of the last to return logits."""
+
+    slot: int
+    tokens: Sequence[int]
+    rows: int
 
 
 class SequenceModel(Protocol):
@@ -49,10 +63,17 @@ class SequenceModel(Protocol):
         slot: int,
         tokens: Sequence[int],
         rows: int,
-        interrupted: Callable[[], bool] | None = None,
+        interrupted: Interrupted = None,
     ) -> Logits | None:
         """Feed `tokens` at the end of the slot; return the logits after each of the last `rows`.
 
-        `interrupted` is asked now and then; once it says yes, the slot is as it was before the
-        call, and None is returned.
+        None if interrupted: the slot is then as it was before the call, as after an exception.
+        """
+
+    def forward_all(
+        self, feeds: Sequence[Feed], interrupted: Interrupted = None
+    ) -> list[Logits] | None:
+        """The same for several sequences, whose slots differ: in one pass, if the model can.
+
+        None if interrupted: all slots are then as they were before the call, as after an exception.
         """

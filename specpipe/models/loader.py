@@ -130,8 +130,9 @@ def _check_room(config: DecoderConfig, num_slots: int, dtype: str, device: str, 
         sequences = f" in each of {num_slots} sequences" if num_slots > 1 else ""
         raise UserError(
             f"{path} asks for a context of {config.context_length} tokens{sequences}, whose keys "
-            f"and values take {needed / 1e9:.1f} GB: there are {room / 1e9:.1f} GB of memory; set "
-            f"pipeline.context_length to at most {max(2, room // (row * num_slots))}"
+            f"and values take {needed / 1e9:.1f} GB ({num_slots} x {config.context_length} x {row} "
+            f"bytes): there are {room / 1e9:.1f} GB of memory; set pipeline.context_length to at "
+            f"most {max(2, room // (row * num_slots))}, or lower pipeline.max_num_seqs"
         )
 
 

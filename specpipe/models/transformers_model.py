@@ -8,7 +8,7 @@ Code that came with a model is never run, and weights are read from safetensors 
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from specpipe.errors import UserError
-from specpipe.models.interface import Logits
+from specpipe.models.interface import Feed, Interrupted, Logits
 from specpipe.models.loader import resolve_dtype, torch_device
 
 _PROBE = (0, 1, 2, 3)
@@ -139,7 +139,7 @@ class TransformersModel:
         slot: int,
         tokens: Sequence[int],
         rows: int,
-        interrupted: Callable[[], bool] | None = None,
+        interrupted: Interrupted = None,
     ) -> Logits | None:
         """Feed `tokens` at the end of the slot; return the logits after each of the last `rows`.
 
@@ -169,6 +169,28 @@ class TransformersModel:
             raise
         self._lengths[slot] = start + len(tokens)
         return kept
+
+    def forward_all(
+        self, feeds: Sequence[Feed], interrupted: Interrupted = None
+    ) -> list[Logits] | None:
+        """As `forward`, one sequence after the other: in a batch, padding would change their bits.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        before = [(feed.slot, self.length(feed.slot)) for feed in feeds]
+        found: list[Logits] = []
+        try:
+            for feed in feeds:
+                logits = self.forward(feed.slot, feed.tokens, feed.rows, interrupted)
+                if logits is None:
+                    return None
+                found.append(logits)
+        finally:
+            if len(found) < len(feeds):
+                for slot, length in before:
+                    self._crop(slot, length)
+        return found
 
     def cached(self, slot: int) -> int:
         """Tokens that the slot's cache really holds; other than `length` if it is ignored."""

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from specpipe.drafting.drafter import Drafter, Sources
 from specpipe.filters import filtered, likeliest
-from specpipe.models.decoder import Decoder, Feed
-from specpipe.models.interface import Logits
+from specpipe.models.decoder import Decoder
+from specpipe.models.interface import Feed, Logits
 from specpipe.sampler import MOST_LAW_TOKENS, Guess, Sampler
 from specpipe.sampling import Sampling
 from specpipe.training.writing import AT_ONCE

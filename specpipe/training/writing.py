@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from specpipe.models.decoder import Decoder, Feed
-from specpipe.models.interface import Logits
+from specpipe.models.decoder import Decoder
+from specpipe.models.interface import Feed, Logits
 from specpipe.models.slots import common_length
 from specpipe.training.frame import Frame
 from specpipe.training.scripts import Script

@@ -1,33 +1,45 @@
-"""The two loops that give a worker its messages and its time."""
+"""The two loops that give a worker its messages and its time, and show what they do with it."""
 
 import time
 from collections import deque
 
 from specpipe.channel import Channel
+from specpipe.errors import WorkerError
 from specpipe.logs import log_of
 from specpipe.messages import FromWorker, Message, Role, Shutdown
+from specpipe.pulse import Pulse
 from specpipe.story import tell
 from specpipe.workers.draft import Draft
 from specpipe.workers.target import Target
 
 
-def run_target(target: Target, channel: Channel) -> None:
-    """Answer commands until Shutdown comes."""
+def run_target(target: Target, channel: Channel, pulse: Pulse) -> None:
+    """Answer commands until Shutdown comes.
+
+    Raises:
+        WorkerError: if the coordinator takes no more answers.
+    """
     left = time.monotonic()
     while True:
+        pulse.rest()
         messages = channel.receive(None)
+        pulse.beat()
         arrived = time.monotonic()
         for message in messages:
             if isinstance(message, Shutdown):
                 return
             tell(log_of("target"), message)
             answers = target.handle(message, max(0.0, arrived - left))
-            _send(channel, "target", answers)
+            _send(channel, "target", answers, pulse)
             left = time.monotonic()
 
 
-def run_draft(draft: Draft, channel: Channel) -> None:
-    """Draft until Shutdown comes, looking for messages between and during the model's passes."""
+def run_draft(draft: Draft, channel: Channel, pulse: Pulse) -> None:
+    """Draft until Shutdown comes, looking for messages between and during the model's passes.
+
+    Raises:
+        WorkerError: if the coordinator takes no more of what is drafted.
+    """
     inbox: deque[Message] = deque()
 
     def interrupted() -> bool:
@@ -35,18 +47,23 @@ def run_draft(draft: Draft, channel: Channel) -> None:
         return any(isinstance(m, Shutdown) or draft.outdates(m) for m in inbox)
 
     while True:
-        inbox.extend(channel.receive(None if draft.idle else 0.0))
+        if idle := draft.idle:
+            pulse.rest()
+        inbox.extend(channel.receive(None if idle else 0.0))
+        pulse.beat()
         while inbox:
             message = inbox.popleft()
             if isinstance(message, Shutdown):
                 return
             tell(log_of("draft"), message)
-            _send(channel, "draft", draft.handle(message))
-        _send(channel, "draft", draft.step(interrupted))
+            _send(channel, "draft", draft.handle(message), pulse)
+        _send(channel, "draft", draft.step(interrupted), pulse)
 
 
-def _send(channel: Channel, role: Role, messages: list[FromWorker]) -> None:
+def _send(channel: Channel, role: Role, messages: list[FromWorker], pulse: Pulse) -> None:
     for message in messages:
-        channel.send(message)
-    for message in messages:
+        if not channel.send(message):  # without it both sides would wait for ever
+            raise WorkerError("the coordinator takes no more messages")
+        pulse.answer()
+    for message in messages:  # now that nobody waits
         tell(log_of(role), message)

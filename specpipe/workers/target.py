@@ -1,14 +1,14 @@
-"""The target's side of the protocol: feed tokens, judge a block, keep what was accepted.
+"""The target's side of the protocol: feed tokens, judge blocks, keep what was accepted.
 
 One command does it all. The cache holds all committed tokens but the last; an Extend feeds what is
 missing and the block, the rows give the target's law at each block position and one beyond, and the
-cache is cut back to what was accepted.
+cache is cut back to what was accepted. Extends of several requests can share a forward pass.
 
 This module does not know where blocks come from, nor what a draft is.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from specpipe.acceptance import judge
@@ -24,7 +24,7 @@ from specpipe.messages import (
     Progress,
     Verdict,
 )
-from specpipe.models.interface import SequenceModel
+from specpipe.models.interface import Feed, Logits, SequenceModel
 from specpipe.models.slots import Slots, common_length
 from specpipe.sampler import Sampler, logprobs_of
 
@@ -44,6 +44,32 @@ class _Held:
     sampler: Sampler
     tokens: list[int]
     length: int = 0
+
+
+@dataclass(slots=True)
+class _Work:
+    """What an Extend asks for.
+
+    Attributes:
+        message: the Extend.
+        held: its request's place.
+        rows: how many rows of logits it takes.
+        reused: how many of its tokens need not be fed.
+        logits: the rows, once they are computed.
+        error: what went wrong instead.
+    """
+
+    message: Extend
+    held: _Held
+    rows: int
+    reused: int
+    logits: Logits | None = None
+    error: Exception | None = None
+
+    @property
+    def fed(self) -> tuple[int, ...]:
+        """The tokens to be fed."""
+        return self.message.tokens[self.reused :]
 
 
 class Target:
@@ -67,6 +93,7 @@ class Target:
         self._incarnation = incarnation
         self._clock = clock
         self._held: dict[int, _Held] = {}
+        self._gathered: list[Extend] = []
 
     def handle(self, message: Message, idle: float = 0.0) -> list[FromWorker]:
         """Take one message; returns the answers.
@@ -75,43 +102,73 @@ class Target:
         """
         match message:
             case Extend():
-                try:
-                    return [self._extend(message, idle)]
-                except Exception as error:  # one request's trouble must not end the others'
-                    if held := self._held.get(message.request):
-                        held.tokens.clear()  # who knows what is in there
-                    cause = f"the target failed: {error}".splitlines()[0][:MAX_TEXT]
-                    return [Failed("target", message.request, self._incarnation, cause)]
+                self._gathered.append(message)
+                if message.more:
+                    return []
+                extends, self._gathered = self._gathered, []
+                return self._pass(extends, idle)
             case Close(request):
                 if held := self._held.pop(request, None):
                     self._slots.give_back(held.slot, held.tokens)
                 return [Closed("target", request, self._incarnation)]
         return []
 
-    def _extend(self, message: Extend, idle: float) -> Verdict | Progress:
+    def _pass(self, extends: Sequence[Extend], idle: float) -> list[FromWorker]:
+        """Do the work of several Extends in one forward pass, and answer each."""
+        begun, works = self._clock(), list[_Work]()
+        answers: list[FromWorker] = []
+        for extend in extends:
+            try:
+                works.append(self._prepare(extend))
+            except Exception as error:  # one request's trouble must not end the others'
+                answers.append(self._failed(extend, error))
+        self._compute([work for work in works if work.fed])
+        for work in works:
+            try:
+                if work.error:
+                    raise work.error
+                answers.append(self._answer(work, begun, idle))
+            except Exception as error:
+                answers.append(self._failed(work.message, error))
+        return answers
+
+    def _prepare(self, message: Extend) -> _Work:
         held = self._hold(message)
         if message.start != held.length:
             raise ProtocolError(
                 f"tokens for position {message.start}, but the cache holds {held.length}"
             )
-        end = message.start + len(message.tokens)
-        rows = max(0, end - message.verify_from + 1)
-        begun = self._clock()
-        reused = self._reuse(held, message, rows)
-        fed = message.tokens[reused:]
-        logits = self._model.forward(held.slot, fed, rows) if fed else None
-        held.tokens += fed
-        held.length = end
-        if not rows:
-            return Progress(
-                message.request,
-                self._incarnation,
-                message.extend_id,
-                end,
-                begun,
-                self._clock(),
-                reused,
+        rows = max(0, message.start + len(message.tokens) - message.verify_from + 1)
+        return _Work(message, held, rows, self._reuse(held, message, rows))
+
+    def _compute(self, works: Sequence[_Work]) -> None:
+        """The forward pass; where it fails, one for each, so that only the culprit fails."""
+        if not works:
+            return
+        try:
+            found = self._model.forward_all(
+                [Feed(work.held.slot, work.fed, work.rows) for work in works]
             )
+        except Exception as error:
+            if len(works) == 1:
+                works[0].error = error
+                return
+            for work in works:
+                self._compute([work])
+            return
+        assert found is not None
+        for work, logits in zip(works, found, strict=True):
+            work.logits = logits
+            work.held.tokens += work.fed
+
+    def _answer(self, work: _Work, begun: float, idle: float) -> Verdict | Progress:
+        message, held, rows = work.message, work.held, work.rows
+        request, extend_id = message.request, message.extend_id
+        held.length = end = message.start + len(message.tokens)
+        if not rows:
+            ended = self._clock()
+            return Progress(request, self._incarnation, extend_id, end, begun, ended, work.reused)
+        logits = work.logits
         assert logits is not None
         first, block = message.verify_from, message.tokens[len(message.tokens) - rows + 1 :]
         accepted, token = judge(
@@ -122,17 +179,23 @@ class Target:
         count = held.sampler.sampling.logprobs
         decided = [] if count is None else [*block[:accepted], token]
         return Verdict(
-            message.request,
+            request,
             self._incarnation,
-            message.extend_id,
+            extend_id,
             accepted,
             token,
             begun,
             self._clock(),
             idle,
             tuple(logprobs_of(row, t, count or 0) for row, t in zip(logits, decided, strict=False)),
-            reused,
+            work.reused,
         )
+
+    def _failed(self, message: Extend, error: Exception) -> Failed:
+        if held := self._held.get(message.request):
+            held.tokens.clear()  # who knows what is in there
+        cause = f"the target failed: {error}".splitlines()[0][:MAX_TEXT]
+        return Failed("target", message.request, self._incarnation, cause)
 
     def _hold(self, message: Extend) -> _Held:
         if message.request not in self._held:

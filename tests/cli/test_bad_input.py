@@ -72,6 +72,7 @@ FLAGS = {
     "Ray Client": (["--address", "ray://127.0.0.1:10001"], ["ray://"]),
     "nobody at the address": (["--address", "127.0.0.1:1"], ["127.0.0.1:1"]),
     "no address": (["--address", "somewhere"], ["somewhere", "host:port"]),
+    "a node without a name": (["--draft-node", ""], ["node is ''"]),
     "no such policy": (["--policy", "elastik"], ["'elastik'", "elastic"]),
     "policy without a length": (["--policy", "serial"], ["'serial'", "serial:4"]),
     "no such flag": (["--lookahaed", "3"], ["--lookahaed"]),

@@ -225,7 +225,7 @@ def _back_is_not_lost(on_ready: Any, coordinator: Coordinator, event: Ready) -> 
 def _patient(on_timer: Any, coordinator: Coordinator, event: TimerFired) -> None:
     on_timer(coordinator, event)
     if sequence := coordinator.sequences.get(event.request):
-        sequence.must_send = False
+        sequence.silent = False
 
 
 class Untruncated:

@@ -236,5 +236,6 @@ def test_a_worker_that_dies_is_replaced_and_the_output_is_the_same(smollm2, runn
         while pipeline.workers["draft"].incarnation < 2 and time.monotonic() < deadline:
             time.sleep(0.1)
         assert pipeline.workers["target"].incarnation == 2
+        assert pipeline.alive
         (again,) = pipeline.generate(prompts(1), PARAMS)
         assert again.metrics.accepted > 0, "drafting resumes by itself"

@@ -33,7 +33,7 @@ from specpipe.messages import (
 from specpipe.metrics import Source
 from specpipe.policy import Decision, Policy, Situation, Verified
 from specpipe.sampling import GuessLaw
-from specpipe.sequence import Drafted, DraftState
+from specpipe.sequence import MOST_LOSSES, Drafted, DraftState
 from tests.toys import sampling
 
 GREEDY = sampling()
@@ -288,8 +288,8 @@ def test_target_does_not_wait_for_a_draft_that_is_exhausted() -> None:
     assert extend.tokens == (4,)
 
 
-def test_no_second_wait_after_a_timer_fired() -> None:
-    """A draft that hangs would cost a time-out again and again for the same token."""
+def test_no_second_wait_for_a_draft_that_says_nothing() -> None:
+    """A draft that hangs would cost a time-out for each token until it is found out."""
     desk = Desk()
     desk.tell(Opened(0, 1))
     desk.verdict(0, 4)
@@ -300,7 +300,55 @@ def test_no_second_wait_after_a_timer_fired() -> None:
     assert desk.sequence.metrics.timeouts == 1
     assert desk.tell(TimerFired(0, timer.timer)) == []
     desk.verdict(0, 4)
-    assert desk.sent(StartTimer), "after an extend waiting is legal again"
+    assert desk.sent(Extend), "it has said nothing since"
+    assert not desk.sent(StartTimer)
+    desk.block(4, 1, serial=2)  # late, and of no use, but a word
+    desk.verdict(0, 4)
+    assert desk.sent(StartTimer), "it speaks, so it is waited for again"
+
+
+def test_a_request_over_which_the_target_dies_again_and_again_ends_with_its_text() -> None:
+    """A prompt that kills its worker would have it restarted for ever, and everybody wait."""
+    desk = Desk(draft=False)
+    desk.verdict(0, 4)
+    for incarnation in range(2, 2 + MOST_LOSSES):
+        desk.tell(Lost("target", incarnation - 1, "out of memory"))
+        desk.ready("target", incarnation)
+        assert desk.sent(Extend)
+    desk.tell(Submit(1, PROMPT, 20, GREEDY))
+    desk.tell(Lost("target", incarnation, "out of memory"))
+    (finish,) = desk.sent(Finish)
+    assert (finish.request, finish.reason) == (0, "error")
+    assert "4 times in a row" in finish.cause
+    assert "out of memory" in finish.cause
+    assert finish.metrics.completion_tokens == 1
+    desk.ready("target", incarnation + 1)
+    (extend,) = desk.sent(Extend)
+    assert extend.request == 1, "who waited for a slot meanwhile had no part in it"
+
+
+def test_losses_between_which_a_request_gets_on_are_no_reason_to_give_it_up() -> None:
+    """A machine on which something dies now and then."""
+    desk = Desk(draft=False)
+    for incarnation in range(1, 3 + MOST_LOSSES):
+        extend_id = desk.sequence.extend.extend_id
+        desk.tell(Verdict(0, incarnation, extend_id, 0, 4, 0.0, 0.0, 0.0))
+        assert desk.sent(Tokens)
+        desk.tell(Lost("target", incarnation))
+        assert not desk.sent(Finish)
+        desk.ready("target", incarnation + 1)
+
+
+def test_a_request_over_which_the_draft_dies_again_and_again_goes_on_without_it() -> None:
+    """Each new draft would be killed by the same tokens, and others would never have one."""
+    desk = Desk()
+    for incarnation in range(2, 3 + MOST_LOSSES):
+        assert desk.sent(Open)
+        desk.tell(Lost("draft", incarnation - 1))
+        desk.ready("draft", incarnation)
+    assert desk.sent(Open) == []
+    desk.verdict(0, 4)
+    assert desk.sent(Extend)
 
 
 @pytest.mark.parametrize("loss", ["lost", "failed", "aborted"])

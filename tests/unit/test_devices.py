@@ -14,6 +14,7 @@ from specpipe.devices import (
     format_cores,
     parse_device,
     place,
+    place_apart,
     read_back,
 )
 from specpipe.errors import UserError, WorkerError
@@ -226,3 +227,16 @@ def test_a_draft_that_only_looks_up_needs_no_device(draft, target, gpus, expecte
     """Given a core of its own, it takes half of a small machine for microseconds of work."""
     placement = place(draft, target, cores=range(4), gpus=gpus, draft_computes=False)
     assert (str(placement.draft), str(placement.target)) == expected
+
+
+def test_a_model_that_is_alone_on_its_node_gets_all_of_it() -> None:
+    """Equal numbers on two nodes are two devices: nothing is shared, and nothing is refused."""
+    assert place_apart("draft", "auto", gpus=0, cores=range(2)) == Device("cpu", (0, 1))
+    assert place_apart("draft", "auto", gpus=2, cores=range(2)) == Device("cuda", gpu=0)
+    assert place_apart("draft", "cpu:1", gpus=2, cores=range(2)) == Device("cpu", (1,))
+    for device in (Device("cpu", (0, 1)), Device("cuda", gpu=0)):
+        apart, together = Placement(device, device, apart=True), Placement(device, device)
+        assert (apart.shares_cores, apart.shares_gpu) == (False, False)
+        assert (together.shares_cores, together.shares_gpu) != (False, False)
+    with pytest.raises(UserError, match="draft device cpu:7 asks for core 7"):
+        place_apart("draft", "cpu:7", gpus=0, cores=range(2))

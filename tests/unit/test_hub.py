@@ -11,8 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from specpipe.channel import Channel, socket_directory, worker_address
+from specpipe.channel import Channel, network_address, socket_directory, worker_address
 from specpipe.codec import encode
+from specpipe.errors import WorkerError
+from specpipe.gate import fresh_keys
 from specpipe.hub_client import HubClient
 from specpipe.messages import (
     Attach,
@@ -21,6 +23,7 @@ from specpipe.messages import (
     Finish,
     Message,
     Ready,
+    Shutdown,
     Submit,
     Tokens,
     UsePolicy,
@@ -82,20 +85,68 @@ def test_a_request_goes_to_the_worker_and_its_tokens_come_back(
     target.close()
 
 
+def until_lost(channel: Channel) -> list[Message]:
+    """What a worker hears before its connection ends."""
+    heard: list[Message] = []
+    while True:
+        try:
+            heard += channel.receive(10.0)
+        except WorkerError:
+            return heard
+
+
+def test_over_tcp_each_incarnation_has_a_port_and_a_key_of_its_own(folder: Path) -> None:
+    """A port chosen beforehand may be taken; a key that stays good lets a dead worker speak."""
+    hub = HubClient(folder, (), SETTINGS)
+    reported: queue.SimpleQueue[Ready] = queue.SimpleQueue()
+    hub.start(reported.put)
+    workers, keys_of = [], {}
+    for incarnation in (1, 2):
+        ours, keys_of[incarnation] = fresh_keys()
+        attach = Attach(
+            "target", incarnation, network_address("127.0.0.1"), ours.secret, ours.admitted
+        )
+        address = hub.attach(attach).result(10)
+        workers.append(Channel.connect(address, keys_of[incarnation]))
+        ready = Ready("target", incarnation, 1, 64, 5, "cpu", (0,))
+        workers[-1].send(ready)
+        assert reported.get(timeout=10) == ready
+    late = Channel.connect(address, keys_of[1])
+    assert until_lost(late) == until_lost(workers[0]) == []
+    hub.close()
+    assert until_lost(workers[1]) == [Shutdown()]
+    for channel in (late, *workers):
+        channel.close()
+
+
+def test_an_address_that_is_none_of_ours_is_told_and_the_hub_lives_on(folder: Path) -> None:
+    """Ray may know this machine by an address that its own interfaces don't have."""
+    hub = HubClient(folder, (), SETTINGS)
+    hub.start(lambda ready: None)
+    keys, _ = fresh_keys()
+    attach = Attach("draft", 1, network_address("192.0.2.1"), keys.secret, keys.admitted)
+    with pytest.raises(WorkerError, match=r"cannot listen at tcp://192.0.2.1:\*: Cannot assign"):
+        hub.attach(attach).result(10)
+    address = worker_address(folder, "draft", 2)
+    assert hub.attach(Attach("draft", 2, address)).result(10) == address
+    hub.close()
+
+
 def test_requests_end_with_an_error_when_the_hub_dies_and_later_ones_at_once(folder: Path) -> None:
     """Their readers would wait for ever."""
     hub = HubClient(folder, (), SETTINGS)
     updates: queue.SimpleQueue[Tokens | Finish] = queue.SimpleQueue()
     hub.start(lambda ready: None)
     hub.submit(Submit(1, (1, 2), 4, sampling()), updates.put)
-    (process,) = (p for p in psutil.Process().children() if "specpipe.hub" in p.cmdline())
-    process.kill()
+    hub._process.kill()
     finish = updates.get(timeout=10)
     assert isinstance(finish, Finish)
     assert (finish.request, finish.reason) == (1, "error")
     assert hub.ended
     hub.submit(Submit(2, (1, 2), 4, sampling()), updates.put)
     assert updates.get(timeout=10).request == 2
+    with pytest.raises(WorkerError, match="ended unexpectedly"):
+        hub.attach(Attach("draft", 1, worker_address(folder, "draft", 1))).result(10)
     hub.close()
 
 

@@ -23,6 +23,7 @@ from specpipe.messages import (
     Verdict,
 )
 from specpipe.metrics import RequestMetrics
+from specpipe.pulse import Pulse
 from specpipe.story import tell
 from specpipe.workers.loop import run_target
 from specpipe.workers.target import Target
@@ -84,7 +85,7 @@ def test_a_workers_lines_reach_the_hub(folder: Path, level: logs.LogLevel, lines
     hub.receive(5.0)  # now they are connected
     for message in (Extend(5, 1, 0, (1, 2), 2, sampling()), Close(5), Shutdown()):
         assert hub.send(message)
-    run_target(Target(ToyModel(TargetLaw(1)), 1), channel)
+    run_target(Target(ToyModel(TargetLaw(1)), 1), channel, Pulse())
     channel.send(Closed("target", 4, 1))
     received: list[Message] = []
     while not received or received[-1] != Closed("target", 4, 1):

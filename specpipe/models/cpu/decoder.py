@@ -15,8 +15,8 @@ from specpipe.models.cpu.panels import padded, read_layers
 from specpipe.models.cpu.state import Buffers, Cache, Shape
 from specpipe.models.cpu.team import Team
 from specpipe.models.cpu.tile import MANY_PANELS, MANY_ROWS
-from specpipe.models.decoder import LAYERS_BETWEEN_QUESTIONS, Decoder, Feed, Interrupted
-from specpipe.models.interface import Logits
+from specpipe.models.decoder import LAYERS_BETWEEN_QUESTIONS, Decoder
+from specpipe.models.interface import Feed, Interrupted, Logits
 from specpipe.models.rotary import RotaryTable
 from specpipe.models.shape import DecoderConfig
 from specpipe.models.weights import DecoderWeights, Floats

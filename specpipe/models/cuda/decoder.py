@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from specpipe.errors import UserError
-from specpipe.models.decoder import Decoder, Feed, Interrupted
-from specpipe.models.interface import Logits
+from specpipe.models.decoder import Decoder
+from specpipe.models.interface import Feed, Interrupted, Logits
 from specpipe.models.partial_head import MOST_SEEN, SeenTokens, covered_ids, spread
 from specpipe.models.rotary import RotaryTable
 from specpipe.models.shape import DecoderConfig

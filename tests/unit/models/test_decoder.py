@@ -15,8 +15,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from specpipe.models.decoder import Decoder, Feed
+from specpipe.models.decoder import Decoder
 from specpipe.models.gguf_file import GGUFFile
+from specpipe.models.interface import Feed
 from specpipe.models.loader import load_model
 
 DTYPES = ["float16", "float32"]

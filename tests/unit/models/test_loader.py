@@ -68,7 +68,7 @@ def test_a_context_that_no_memory_holds_is_refused_before_weights_are_read(
     monkeypatch.setattr(loader, "physical_memory", lambda: 4_000_000_000)
     monkeypatch.setattr(loader, "DecoderWeights", None)
     with pytest.raises(
-        UserError, match=r"16777215 tokens, .* 12\.9 GB: there are 4\.0 GB"
+        UserError, match=r"12\.9 GB \(1 x 16777215 x 768 bytes\): there are 4\.0 GB"
     ) as error:
         load_model(path)
     assert "pipeline.context_length to at most 5208333" in str(error.value)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from specpipe.models.cuda.decoder import CudaDecoder
-from specpipe.models.decoder import Feed
+from specpipe.models.interface import Feed
 from specpipe.models.loader import load_model
 from specpipe.models.source import open_model
 from specpipe.models.weights import DecoderWeights

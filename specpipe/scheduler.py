@@ -1,0 +1,248 @@
+"""What follows from the state: who gets a slot, what the target does next, what drafts are told.
+
+The target makes one forward pass at a time, for all sequences that have something for it: blocks to
+be judged, and prompts to be read. The coordinator tells this module what happened; it has the last
+word on nothing but time, so that no decision of it can change what is written.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from specpipe.events import Command, Send, StartTimer
+from specpipe.messages import Role, ToDraft, ToTarget
+from specpipe.policy import Decision, Policy
+from specpipe.sequence import DraftState, SequenceState
+from specpipe.worker_state import WorkerState
+
+_READING_SHARE = 8
+"""While others write, prompts are read in parts so many times smaller: nobody is to be stalled."""
+
+
+class Pass(NamedTuple):
+    """A forward pass of the target.
+
+    Attributes:
+        sequences: that take part.
+        rows: tokens that are fed in all.
+        reads: whether some are fed to be read, and not because they are judged.
+    """
+
+    sequences: int = 0
+    rows: int = 0
+    reads: bool = False
+
+
+class Scheduler:
+    """Gives the workers their work.
+
+    Args:
+        workers: what is known of them.
+        policy: decides when to verify, and how much; may be replaced at any time.
+        lookahead, prefill_chunk, wait_timeout_s, taking_turns: see Coordinator.
+
+    Attributes:
+        current: the latest pass.
+    """
+
+    def __init__(
+        self,
+        workers: Mapping[Role, WorkerState],
+        policy: Policy,
+        *,
+        lookahead: int,
+        prefill_chunk: int,
+        wait_timeout_s: float,
+        taking_turns: bool,
+    ) -> None:
+        self.policy = policy
+        self.current = Pass()
+        self._workers = workers
+        self._lookahead = lookahead
+        self._prefill_chunk = prefill_chunk
+        self._wait_timeout_s = wait_timeout_s
+        self._taking_turns = taking_turns
+        self._queue: OrderedDict[int, SequenceState] = OrderedDict()
+        self._running: dict[int, SequenceState] = {}  # the target gave them a slot, perhaps lately
+        self._last_id = 0
+        self._now = 0.0
+        self._commands: list[Command] = []
+
+    # -- what the coordinator tells
+
+    def add(self, sequence: SequenceState) -> None:
+        """A request came."""
+        self._queue[sequence.request] = sequence
+
+    @property
+    def running(self) -> Mapping[int, SequenceState]:
+        """Those to which the target gave a slot, and that have not ended; by request."""
+        return self._running
+
+    def remove(self, sequence: SequenceState) -> None:
+        """A request ended."""
+        self._queue.pop(sequence.request, None)
+        self._running.pop(sequence.request, None)
+
+    def open(self, sequence: SequenceState) -> Send:
+        """Hand the whole chain to the draft, once more or for the first time."""
+        self._workers["draft"].held.add(sequence.request)
+        return self._to("draft", sequence.open(self.limits(sequence)))
+
+    def work(self, now: float) -> list[Command]:
+        """All that is to be done at the time `now`, after something happened."""
+        self._now, self._commands = now, []
+        self._admit()
+        if not any(sequence.extend for sequence in self._running.values()):
+            self._begin_pass()
+            for sequence in self._running.values():
+                if sequence.followed:
+                    self._inform_draft(sequence)
+        return self._commands
+
+    # -- who takes part
+
+    def _admit(self) -> None:
+        """Give free slots to sequences in the order of their coming."""
+        target, draft = self._workers["target"], self._workers["draft"]
+        for request in self._running:  # after a restart, before any newcomer
+            if request not in target.held and target.free > 0:
+                target.held.add(request)
+        while self._queue and target.free > 0:
+            request, sequence = self._queue.popitem(last=False)
+            target.held.add(request)
+            self._running[request] = sequence
+        for sequence in self._running.values():
+            early = self._taking_turns and sequence.behind > 0
+            if sequence.draft is DraftState.ABSENT and draft.free > 0 and not early:
+                self._commands.append(self.open(sequence))
+
+    # -- the target
+
+    def _begin_pass(self) -> None:
+        """Let the target go to work, or wait for the draft."""
+        held = self._workers["target"].held
+        ready = [sequence for sequence in self._running.values() if sequence.request in held]
+        reading = [sequence for sequence in ready if self._taking_turns and sequence.reading]
+        if reading:
+            self._wait(reading)
+            return
+        ready, parts = self._share_reading(ready)
+        blocks, late = self._choose_blocks(ready)
+        if late:
+            self._wait(late)
+            if self._taking_turns or not (blocks or parts) or any(map(self._owes_word, late)):
+                return
+        if blocks or parts:
+            self._send_pass(blocks, parts)
+
+    def _share_reading(
+        self, sequences: Iterable[SequenceState]
+    ) -> tuple[list[SequenceState], list[tuple[SequenceState, int]]]:
+        """Who can be judged in this pass, and who only reads on, how many tokens each."""
+        sequences, ready, parts = list(sequences), [], []
+        writing = any(sequence.behind == 0 for sequence in sequences)
+        room = max(1, self._prefill_chunk // _READING_SHARE) if writing else self._prefill_chunk
+        for sequence in sequences:
+            if sequence.behind <= room:
+                ready.append(sequence)
+                room -= sequence.behind
+            elif room:
+                parts.append((sequence, room))
+                room = 0
+        return ready, parts
+
+    def _choose_blocks(
+        self, sequences: list[SequenceState]
+    ) -> tuple[list[tuple[SequenceState, Decision]], list[SequenceState]]:
+        """Whose block can go into a pass, and what was decided about it; who waits for the draft.
+
+        Only the latter are told at once how far their draft goes on: who is ready stays so.
+        """
+        free_guesses = self._workers["draft"].guesses_freely
+        situations = [
+            sequence.situation(
+                sequence.left(self._context_length) - 1, self._now, free_guesses=free_guesses
+            )
+            for sequence in sequences
+        ]
+        blocks, late = [], []
+        decisions = self.policy.decide_all(situations) if situations else []
+        for sequence, situation, decision in zip(sequences, situations, decisions, strict=True):
+            if decision.send is None or (situation.may_wait and self._owes_word(sequence)):
+                sequence.pause(decision.ahead)
+                late.append(sequence)
+            else:
+                blocks.append((sequence, decision))
+        return blocks, late
+
+    def _send_pass(
+        self, blocks: list[tuple[SequenceState, Decision]], parts: list[tuple[SequenceState, int]]
+    ) -> None:
+        for sequence, decision in blocks:
+            sequence.pause(decision.ahead)
+        rests = all(map(self._rests, self._running.values()))
+        left, rows, reads = len(blocks) + len(parts), 0, bool(parts)
+        for sequence, decision in blocks:
+            left -= 1
+            reads |= sequence.behind > 0
+            assert decision.send is not None
+            extend = sequence.verify(self._next_id(), decision.send, more=left > 0)
+            rows += len(extend.tokens)
+            self._commands.append(self._to("target", extend))
+            sequence.note_sending(self._now, rests=rests)
+        for sequence, count in parts:
+            left -= 1
+            extend = sequence.prefill(self._next_id(), count, more=left > 0)
+            rows += len(extend.tokens)
+            self._commands.append(self._to("target", extend))
+        self.current = Pass(len(blocks) + len(parts), rows, reads)
+
+    def _wait(self, sequences: list[SequenceState]) -> None:
+        """Let these sequences wait until the draft says something, but not for ever."""
+        for sequence in sequences:
+            sequence.handover = False
+            if sequence.timer is None:
+                sequence.timer = self._next_id()
+                self._commands.append(
+                    StartTimer(sequence.request, sequence.timer, self._wait_timeout_s)
+                )
+
+    def _owes_word(self, sequence: SequenceState) -> bool:
+        """Whether nothing waits, and a word of the draft is due that takes next to no time."""
+        due = sequence.word_due is not None and not sequence.waiting
+        return due and self._workers["draft"].guesses_freely
+
+    def _rests(self, sequence: SequenceState) -> bool:
+        """Whether no model works for this sequence beside the target, up to the next commit."""
+        if not (sequence.followed and self._workers["draft"].computes):
+            return True
+        return self.limits(sequence)[1] <= sequence.chain_length
+
+    # -- the draft
+
+    def _inform_draft(self, sequence: SequenceState) -> None:
+        """Send the draft what was committed, and how far it may go on."""
+        rested = not sequence.drafting
+        commit = sequence.news(self.limits(sequence))
+        if commit is not None:
+            if rested and not commit.tokens:
+                sequence.pace.restart(self._now, resting=True, fresh=False)
+            self._commands.append(self._to("draft", commit))
+
+    def limits(self, sequence: SequenceState) -> tuple[int, int]:
+        """How long the draft's chain may get now, and from which length on its model rests."""
+        return sequence.chain_limits(self._context_length, self._lookahead)
+
+    # -- small helpers
+
+    @property
+    def _context_length(self) -> int:
+        return self._workers["target"].context_length
+
+    def _to(self, role: Role, message: ToDraft | ToTarget) -> Send:
+        return Send(role, self._workers[role].incarnation, message)
+
+    def _next_id(self) -> int:
+        self._last_id += 1
+        return self._last_id

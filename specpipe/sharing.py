@@ -1,0 +1,170 @@
+"""How several sequences share a pass of the target, under the rule `elastic`.
+
+One sequence alone leaves the target waiting, or not, and that is a decision problem with a future
+(elastic.py). Several don't: whatever waits goes into the next pass, and each yields a token of the
+target's own in any case. What is left to decide is how many guesses to send along. A guess is worth
+the chance that it and all before it stand; it costs the row that it adds to the pass. So they are
+taken in the order of that chance, as long as tokens per second rise:
+
+    (sequences + sum of chances) / (seconds between passes + T(rows)).
+
+The draft's model runs ahead for each as far as an unknown guess would still be worth its row. But
+it takes memory bandwidth, or cores, from the target. Whether it brings more than that is not
+computed but tried: now and then, ever more rarely while the answer stays the same, it rests for
+some passes, or works for some.
+"""
+
+import heapq
+import math
+from collections.abc import Sequence
+
+from specpipe.calibration import Average
+from specpipe.costs import Costs, PassTimes, Rate
+from specpipe.policy import Decision, Situation, Verified
+
+_MOST_GUESSES = 64  # in a pass
+_MOST_AHEAD = 16
+_UNKNOWN = 2  # guesses a block, and ahead of it, as long as no pass was measured
+_TRIAL = 16  # passes
+_FIRST, _LONGEST = 64, 1024  # passes from one trial to the next
+
+
+class _Trials:
+    """Whether the model works or rests: what wrote more when it was last tried.
+
+    Attributes:
+        works: for now.
+    """
+
+    def __init__(self) -> None:
+        self.works = True
+        self._trying = False
+        self._left, self._pause = _FIRST, _FIRST
+        self._gains = {True: Rate(0.98), False: Rate(0.98)}
+
+    def note(self, gain: float, seconds: float) -> None:
+        """So many seconds of a pass brought what takes `gain` seconds without guesses."""
+        self._gains[self.works].add(gain, seconds)
+
+    def note_pass(self) -> None:
+        """Another pass begins."""
+        self._left -= 1
+        if self._left > 0:
+            return
+        if not self._trying:
+            self.works, self._trying, self._left = not self.works, True, _TRIAL
+            self._gains[self.works] = Rate(0.98)
+            return
+        self._trying = False
+        tried, usual = self._gains[self.works].value, self._gains[not self.works].value
+        if tried is not None and usual is not None and tried > usual:
+            self._pause = _FIRST
+        else:
+            self.works, self._pause = not self.works, min(2 * self._pause, _LONGEST)
+        self._left = self._pause
+
+
+class Sharing:
+    """See above.
+
+    Args:
+        costs: what is known of guesses and of the draft, kept by others.
+
+    Attributes:
+        passes: seconds of passes of several sequences, by their rows.
+    """
+
+    def __init__(self, costs: Costs) -> None:
+        self._costs = costs
+        self.passes = PassTimes()
+        self._gap = Average(0.98)
+        self._trials = _Trials()
+        self._plain = 0.0  # seconds of a token in the latest pass, had it had no guesses
+
+    def note(self, verification: Verified) -> None:
+        """A verdict on one of several sequences came."""
+        count = verification.sequences
+        self.passes.note(verification.rows, verification.seconds)
+        self._gap.add(verification.waited)
+        spent = (verification.waited + verification.seconds) / count
+        self._trials.note((verification.accepted + 1) * self._plain, spent)
+
+    def decide(
+        self, situations: Sequence[Situation], chances: Sequence[Sequence[float]]
+    ) -> list[Decision]:
+        """What to do about each sequence.
+
+        Args:
+            situations: of all that can take part.
+            chances: of the waiting tokens of each that may be sent, those before being right.
+        """
+        count = len(situations)
+        if not self.passes.seen:
+            return [Decision(min(len(each), _UNKNOWN), _UNKNOWN) for each in chances]
+        times = self.passes.table(count + _MOST_GUESSES + count)
+        self._plain = times[count] / count
+        blocks, expected = best_blocks(chances, times, self._gap.value)
+        rows = count + sum(blocks)
+        rate = expected / (self._gap.value + times[rows])
+        row_cost = (times[rows + count] - times[rows]) / count
+        self._trials.note_pass()
+        useful = self._useful(rate * row_cost)
+        if not self._trials.works:
+            return [Decision(sent, 0) for sent in blocks]
+        if self._is_worth_waiting(situations, rate, row_cost):
+            return [Decision(None, useful)] * count
+        return [
+            Decision(sent, max(0, useful + 1 - (len(situation.confidences) - sent)))
+            for situation, sent in zip(situations, blocks, strict=True)
+        ]
+
+    def _useful(self, least: float) -> int:
+        """How many guesses of unknown worth have at least this chance; some are better."""
+        if least >= 1:
+            return 1
+        return min(_MOST_AHEAD, max(1, int(math.log(least or 1e-9) / math.log(self._alpha))))
+
+    def _is_worth_waiting(
+        self, situations: Sequence[Situation], rate: float, row_cost: float
+    ) -> bool:
+        """Whether a first guess for all that have none is worth the time that making them takes."""
+        step = self._costs.step.mean
+        lacking = [each for each in situations if each.may_wait and not each.confidences]
+        if not lacking or not step.weight:
+            return False
+        worked = max(each.step_age for each in lacking)
+        seconds = max(0.0, len(lacking) * step.value - worked)
+        return len(lacking) * self._alpha > rate * (seconds + len(lacking) * row_cost)
+
+    @property
+    def _alpha(self) -> float:
+        return self._costs.chances.mean
+
+
+def best_blocks(
+    chances: Sequence[Sequence[float]], times: Sequence[float], gap: float
+) -> tuple[list[int], float]:
+    """How many guesses of each sequence to send, and how many tokens to expect of all.
+
+    Args:
+        chances: of each sequence's guesses, those before being right.
+        times: seconds of a pass by its rows, for up to len(chances) + _MOST_GUESSES rows.
+        gap: seconds from one pass to the next.
+    """
+    count = len(chances)
+    counts, expected = [0] * count, float(count)
+    best, best_rate = list(counts), expected / (gap + times[count])
+    most = expected
+    offers = [(-each[0], i) for i, each in enumerate(chances) if each]
+    heapq.heapify(offers)
+    rows = count
+    while offers and rows < count + _MOST_GUESSES:
+        product, i = heapq.heappop(offers)
+        expected -= product
+        counts[i] += 1
+        rows += 1
+        if (rate := expected / (gap + times[rows])) > best_rate:
+            best, best_rate, most = list(counts), rate, expected
+        if counts[i] < len(chances[i]):
+            heapq.heappush(offers, (product * chances[i][counts[i]], i))
+    return best, most
