@@ -1,30 +1,33 @@
 """How answers are shown: who writes them, the text as it comes, and the figures after it."""
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import click
 
 from specpipe.completion import Completion
 from specpipe.devices import format_cores
-from specpipe.messages import Origin, Ready, Role
+from specpipe.messages import Origin
 from specpipe.metrics import SOURCES, RequestMetrics
-from specpipe.pair import ModelPair
 
 if TYPE_CHECKING:
+    from specpipe.actors.pipeline import Pipeline
     from specpipe.actors.stream import Span
 
 _COLOURS: dict[Origin, str] = {"accepted": "green", "recovered": "red", "bonus": "cyan"}
 
 
-def say_where(workers: Mapping[Role, Ready], pair: ModelPair) -> None:
-    """A line for each model on where it ended up, as read back from the system."""
-    names = {"target": pair.target.name, "draft": pair.draft.name if pair.draft else "look-ups"}
-    for role, worker in sorted(workers.items()):
+def say_where(pipeline: "Pipeline") -> None:
+    """A line for each model on where it ended up, as read back from the system; and for Ray."""
+    names = {"target": pipeline.pair.target.name, "draft": pipeline.pair.draft_name}
+    for role, worker in sorted(pipeline.workers.items()):
         cores = f"core {format_cores(worker.cores)}"
         where = f"{worker.device}, {cores}" if worker.device.startswith("cuda") else cores
         click.echo(f"{role:>6}: {names[role]} on {where}", err=True)
+    if pipeline.dashboard:
+        asks = "it asks for the token that `ray get-auth-token` prints"
+        click.echo(f"Ray's dashboard: {pipeline.dashboard} ({asks})", err=True)
 
 
 def write(spans: Iterable["Span"], *, coloured: bool) -> None:

@@ -102,7 +102,7 @@ def _answer(
         return pair.encode(asked.prompt, raw=raw)
 
     with Pipeline.launch(config, pair) as pipeline:
-        answers.say_where(pipeline.workers, pair)
+        answers.say_where(pipeline)
         report.begin()
         batch = Batch(pipeline, encode, records, max_num_seqs=config.pipeline.max_num_seqs)
         try:

@@ -22,6 +22,8 @@ COMMANDS = {
     "models": "Fetch, list, show and prune models.",
     "train": "Train a model from scratch on text files.",
     "distill": "Make a draft for a target.",
+    "top": "Watch running pipelines.",
+    "status": "Say what running pipelines do, for scripts too.",
     "trace": "Draw what happened when in a run.",
     "bench": "Measure the pipeline, and pairs and models, on this machine.",
     "simulate": "Compare dispatch rules on modelled hardware.",

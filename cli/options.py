@@ -11,6 +11,7 @@ import cloup
 from specpipe.cli.complete import model_name, one_of
 from specpipe.config import ACCEPTANCES, BACKENDS, DRAFTERS, DTYPES, NO_DRAFT, Config
 from specpipe.errors import UserError
+from specpipe.logs import FORMATS, LEVELS, set_up
 from specpipe.messages import Role
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -177,6 +178,27 @@ _PIPELINE = (
             help="host:port of a running Ray, or auto.",
             usual="the one on this machine, else one is started",
         ),
+        option(
+            "--dashboard",
+            is_flag=True,
+            default=None,
+            help="Show Ray's dashboard, where a Ray is started for this.",
+        ),
+    ),
+    grouped(
+        "Logs",
+        option(
+            "--log-level",
+            help=f"What is worth a line: {', '.join(LEVELS)}.",
+            usual=_USUAL.log.level,
+            shell_complete=one_of(*LEVELS),
+        ),
+        option(
+            "--log-format",
+            help=f"How it is written: {' or '.join(FORMATS)}.",
+            usual=_USUAL.log.format,
+            shell_complete=one_of(*FORMATS),
+        ),
     ),
 )
 
@@ -248,7 +270,7 @@ _SAMPLING_NAMES = (
 
 
 def configure(options: Mapping[str, Any]) -> Config:
-    """The file's settings, if there is one, under those of the command line.
+    """The file's settings, if there is one, under those of the command line; logs follow them.
 
     Raises:
         UserError: for a value out of range, or flags that exclude each other.
@@ -263,7 +285,7 @@ def configure(options: Mapping[str, Any]) -> Config:
         config, draft = replace(config, draft=None), NO_DRAFT
     sampling = {name: options.get(name) for name in _SAMPLING_NAMES}
     sampling["logit_bias"] = dict(_bias(text) for text in options["logit_bias"])
-    return config.override(
+    config = config.override(
         models_dir=str(options["models_dir"]) if options["models_dir"] else None,
         target={
             "model": options["target"],
@@ -288,8 +310,11 @@ def configure(options: Mapping[str, Any]) -> Config:
             "max_num_seqs": options.get("max_num_seqs", 1),
             **{name: options.get(name) for name in ("acceptance", "policy", "record", "trace")},
         },
-        ray={"address": options["address"]},
+        ray={"address": options["address"], "dashboard": options["dashboard"]},
+        log={"level": options["log_level"], "format": options["log_format"]},
     )
+    set_up(config.log, "program")
+    return config
 
 
 def _bias(text: str) -> tuple[str, float]:

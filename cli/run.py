@@ -115,7 +115,7 @@ def run(
         )
     tokens = None if text is None else pair.encode(_prompt(text, system), raw=raw)
     with Pipeline.launch(config, pair) as pipeline:
-        answers.say_where(pipeline.workers, pair)
+        answers.say_where(pipeline)
         if show_accepted:
             click.echo(answers.legend(), err=True)
         if tokens is None:
