@@ -19,15 +19,22 @@ _COLOURS: dict[Origin, str] = {"accepted": "green", "recovered": "red", "bonus":
 
 
 def say_where(pipeline: "Pipeline") -> None:
-    """A line for each model on where it ended up, as read back from the system; and for Ray."""
+    """A line for each model on where it ended up, as read back from the system."""
     names = {"target": pipeline.pair.target.name, "draft": pipeline.pair.draft_name}
     for role, worker in sorted(pipeline.workers.items()):
         cores = f"core {format_cores(worker.cores)}"
         where = f"{worker.device}, {cores}" if worker.device.startswith("cuda") else cores
         click.echo(f"{role:>6}: {names[role]} on {where}", err=True)
-    if pipeline.dashboard:
+    say_dashboard()
+
+
+def say_dashboard() -> None:
+    """A line on where Ray's dashboard is, if there is one."""
+    from specpipe.actors.cluster import dashboard_address  # noqa: PLC0415 (slow to import)
+
+    if address := dashboard_address():
         asks = "it asks for the token that `ray get-auth-token` prints"
-        click.echo(f"Ray's dashboard: {pipeline.dashboard} ({asks})", err=True)
+        click.echo(f"Ray's dashboard: {address} ({asks})", err=True)
 
 
 def write(spans: Iterable["Span"], *, coloured: bool) -> None:

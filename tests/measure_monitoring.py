@@ -67,7 +67,7 @@ def main() -> None:
         with Pipeline.launch(config) as pipeline:
             pipeline.generate(prompts(1), SamplingParams(max_tokens=8))
             begun = time.monotonic()
-            answers = pipeline.generate(prompts(6), SamplingParams(max_tokens=200, ignore_eos=True))
+            answers = pipeline.generate(prompts(4), SamplingParams(max_tokens=128, ignore_eos=True))
             seconds = time.monotonic() - begun
         spent, calls = json.loads(file.read_text())
     tokens = sum(len(answer.token_ids) for answer in answers)
