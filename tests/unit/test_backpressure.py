@@ -30,6 +30,9 @@ from specpipe.messages import (
     Verdict,
     Vocabulary,
 )
+from specpipe.reporting import Reporting
+from specpipe.statistics import Statistics
+from specpipe.watching import Window
 from tests.toys import TOKEN_BYTES, sampling
 
 SETTINGS = {"policy": "take_all", "lookahead": 8, "prefill_chunk": 16, "wait_timeout_s": 1.0}
@@ -52,12 +55,15 @@ def one_message_channel(address: str, *, bind: bool) -> Channel:
 
 
 @pytest.fixture
-def user() -> Iterator[Channel]:
+def user(folder: Path) -> Iterator[Channel]:
     """The user's end of a hub in a thread."""
     mine, other = os.pipe()
     bound = one_message_channel("inproc://user", bind=True)
     policy = make_policy("take_all")
-    hub = Hub(Coordinator(policy, prefill_chunk=10**6), {"take_all": policy}, bound, mine)
+    coordinator = Coordinator(policy, prefill_chunk=10**6)
+    statistics = Statistics(coordinator, 0.0, pipeline="p", pid=1, settings={})
+    reporting = Reporting(statistics, bound, Window(folder, statistics.figures))
+    hub = Hub(coordinator, {"take_all": policy}, bound, mine, reporting)
     thread = threading.Thread(target=hub.run)
     thread.start()
     channel = one_message_channel("inproc://user", bind=False)
