@@ -110,7 +110,7 @@ def _answer(
         except BaseException:
             report.end()
             if records.stays:
-                click.echo(f"{report.rows()} written: go on with --resume", err=True)
+                click.echo(f"{report.rows()} so far: go on with --resume", err=True)
             raise
         report.end()
 
@@ -149,7 +149,7 @@ class _Report:
     def rows(self) -> str:
         """How many rows have a record."""
         tally, of = self.tally, "" if self._total is None else f" of {self._total}"
-        return f"{tally.rows}{of} rows, {tally.errors} errors"
+        return f"{tally.rows}{of} rows, {tally.errors} failed"
 
     def summary(self) -> str:
         """One line of figures."""

@@ -21,7 +21,7 @@ from specpipe.toml_file import checked, read_toml, replaced, unknown
 
 ACCEPTANCES = get_args(Acceptance)
 DRAFTERS = get_args(DrafterKind)
-DTYPES = ("auto", "float16", "float32", "bfloat16", "int8")
+DTYPES = ("auto", "gguf", "float16", "float32", "bfloat16", "int8")
 BACKENDS = ("specpipe", "transformers")
 NO_DRAFT = "none"
 """What `draft.model` is set to when the target shall work alone."""
@@ -51,8 +51,8 @@ class ModelConfig:
         model: name of an installed model, path of a model's folder or file, or a hub's owner/name.
         device: as specpipe.devices reads it: "auto", "cpu", "cpu:0-3", "cuda:1".
         dtype: how weights are held: one of DTYPES. "auto" is the device's fastest that keeps them
-            as they are, more or less; for a draft on a CPU it is int8, since guesses need not be
-            exact.
+            as they are, more or less (see models/loader.py); for a draft on a CPU it is int8,
+            since guesses need not be exact.
         backend: what computes, one of BACKENDS: our own decoder, or transformers' classes.
         node: where the device is: id, name or address of a node of the Ray cluster; None: where the
             embedding program runs.

@@ -259,7 +259,12 @@ class Hub:
 
 
 def main() -> None:
-    """Serve one pipeline; the only argument is JSON: see HubClient."""
+    """Serve one pipeline; the only argument is JSON: see HubClient.
+
+    In nobody's child: Ray's workers kill their children when they end, and the sockets would stay.
+    """
+    if os.fork():
+        os._exit(0)
     settings: dict[str, Any] = json.loads(sys.argv[1])
     pin_process(settings.pop("cores"))
     directory = Path(settings.pop("directory"))

@@ -6,6 +6,8 @@ verdict to the next block.
 
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import threading
@@ -168,9 +170,15 @@ class HubClient:
         with suppress(BlockingIOError):  # a full pipe will wake the thread as well
             os.write(self._wake_write, b"\0")
 
+    def kill(self) -> None:
+        """End the hub as a crash would."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
     def _run(self) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self._process.wait()  # it has left its work to a child, in the same process group
         channel = Channel.connect(self._address)
         try:
             self._work(channel, self._process.stdout.fileno())
@@ -178,11 +186,8 @@ class HubClient:
             self._give_up(_CLOSED)
             channel.close(linger_s=0.1)
             self._process.stdin.close()
-            try:
-                self._process.wait(_END_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            if not select.select([self._process.stdout], [], [], _END_TIMEOUT_S)[0]:
+                self.kill()
             self._process.stdout.close()
 
     def _work(self, channel: Channel, hub: int) -> None:

@@ -73,7 +73,7 @@ def test_each_row_gets_a_record_through_pipes(smollm2):
         assert record["error"].startswith(beginning)
         assert record["finish_reason"] == "error"
     last = err.splitlines()[-1]
-    assert last.startswith("11 rows, 5 errors | ")
+    assert last.startswith("11 rows, 5 failed | ")
     assert "tokens/s" in last
 
 
@@ -134,17 +134,17 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(start, smollm2, tmp
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert "of 12 rows, 0 errors written: go on with --resume" in err
+    assert "of 12 rows, 0 failed so far: go on with --resume" in err
     assert "Traceback" not in err
     assert (tmp_path / "killed").read_bytes().startswith(killed[: killed.rfind(b"\n", 0, -20) + 1])
     process = start(*to("killed"))
     _, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    assert "12 of 12 rows, 0 errors, " in err
+    assert "12 of 12 rows, 0 failed, " in err
     whole, again = ((tmp_path / name).read_text() for name in ("whole", "killed"))
     assert [content(record) for record in records(again)] == list(map(content, records(whole)))
     result = specpipe(*to("killed"))
-    assert result.stderr == "12 of 12 rows, 0 errors, 12 from before\n", "no model is loaded"
+    assert result.stderr == "12 of 12 rows, 0 failed, 12 from before\n", "no model is loaded"
     assert (tmp_path / "killed").read_text() == again
     assert_refused(specpipe(*to("killed"), "--temperature", "0.7"), "record 0", "options")
 

@@ -80,8 +80,10 @@ def actors() -> dict[str, dict[str, Any]]:
 
 
 def ports() -> set[int]:
-    """At which this program's hubs listen."""
-    hubs = (p for p in psutil.Process().children() if "specpipe.hub" in p.cmdline())
+    """At which hubs listen."""
+    hubs = [
+        p for p in psutil.process_iter(["cmdline"]) if "specpipe.hub" in (p.info["cmdline"] or [])
+    ]
     connections = [each for hub in hubs for each in hub.net_connections("tcp")]
     return {each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN}
 

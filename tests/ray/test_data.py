@@ -95,7 +95,7 @@ def test_a_pipeline_that_cannot_go_on_ends_the_job(small_ray, config):
     """Otherwise all further rows would be empty, and the job a success."""
     stage = SpecPipeUDF(config.override(draft={"model": "none"}), PARAMS)
     try:
-        stage._pipeline._hub._process.kill()
+        stage._pipeline._hub.kill()
         with pytest.raises(WorkerError, match="cannot go on: the coordinator's process ended"):
             stage({"prompt": column("Hello")})
     finally:

@@ -1,0 +1,230 @@
+"""Full queues: whoever is too slow holds others up, and nothing is lost."""
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import zmq
+
+from specpipe import channel as channel_module
+from specpipe.channel import Channel, socket_directory, worker_address
+from specpipe.coordinator import Coordinator
+from specpipe.dispatch import make_policy
+from specpipe.hub import Hub
+from specpipe.hub_client import HubClient
+from specpipe.messages import (
+    Attach,
+    Attached,
+    Extend,
+    Finish,
+    Lost,
+    Message,
+    Ready,
+    Submit,
+    Tokens,
+    Verdict,
+    Vocabulary,
+)
+from tests.toys import TOKEN_BYTES, sampling
+
+SETTINGS = {"policy": "take_all", "lookahead": 8, "prefill_chunk": 16, "wait_timeout_s": 1.0}
+Update = Tokens | Finish
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with socket_directory() as directory:
+        yield directory
+
+
+def one_message_channel(address: str, *, bind: bool) -> Channel:
+    """An end that holds one message, where others hold thousands."""
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
+    socket.linger = 0
+    socket.sndhwm = socket.rcvhwm = 1
+    (socket.bind if bind else socket.connect)(address)
+    return Channel(socket)
+
+
+@pytest.fixture
+def user() -> Iterator[Channel]:
+    """The user's end of a hub in a thread."""
+    mine, other = os.pipe()
+    bound = one_message_channel("inproc://user", bind=True)
+    policy = make_policy("take_all")
+    hub = Hub(Coordinator(policy, prefill_chunk=10**6), {"take_all": policy}, bound, mine)
+    thread = threading.Thread(target=hub.run)
+    thread.start()
+    channel = one_message_channel("inproc://user", bind=False)
+    yield channel
+    os.close(other)  # as when the program has ended
+    thread.join(10)
+    assert not thread.is_alive(), "the hub waits for a program that is gone"
+    os.close(mine)
+    channel.close()
+
+
+def say(user: Channel, message: Message) -> None:
+    """Tell the hub, once it takes it."""
+    while not user.send(message):
+        user.socket.poll(10, zmq.POLLOUT)
+
+
+def attach_target(user: Channel, folder: Path, slots: int) -> Channel:
+    """A target whose work is done by the test."""
+    say(user, Vocabulary(TOKEN_BYTES))
+    say(user, Attach("target", 1, worker_address(folder, "target", 1)))
+    (attached,) = user.receive(10.0)
+    assert isinstance(attached, Attached)
+    target = Channel.connect(attached.address)
+    target.send(Ready("target", 1, slots, 100_000, 5, "cpu", (0,)))
+    assert isinstance(user.receive(10.0)[0], Ready)
+    return target
+
+
+def answer(target: Channel, timeout_s: float) -> int:
+    """Answer what the hub asks; returns how much that was."""
+    extends = [message for message in target.receive(timeout_s) if isinstance(message, Extend)]
+    for extend in extends:
+        token = extend.verify_from % len(TOKEN_BYTES)
+        target.send(Verdict(extend.request, 1, extend.extend_id, 0, token, 0.0, 0.0, 0.0))
+    return len(extends)
+
+
+def test_a_program_that_reads_nothing_for_a_while_misses_nothing(
+    user: Channel, folder: Path
+) -> None:
+    """What a full socket did not take was gone: a hole in the text, or an answer without an end."""
+    target, length = attach_target(user, folder, 1), 40
+    say(user, Submit(1, (1, 2, 3), length, sampling()))
+    answered = 0
+    while count := answer(target, 0.3):
+        answered += count
+    assert answered < length, "nothing was held up, so nothing is shown"
+    got: list[Message] = []
+    while not (got and isinstance(got[-1], Finish)):
+        got += user.receive(0.01)
+        answer(target, 0.0)
+    tokens = [token for message in got if isinstance(message, Tokens) for token in message.tokens]
+    assert tokens == [(3 + place) % len(TOKEN_BYTES) for place in range(length)]
+    target.close()
+
+
+def test_a_worker_that_takes_no_more_messages_is_given_up(
+    user: Channel, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was counted as lost, but nobody ended it: work went neither to it nor to another."""
+    monkeypatch.setattr(channel_module, "_HIGH_WATER_MARK", 1)
+    target = attach_target(user, folder, 100)
+    for request in range(100):  # more than any buffer of the system takes
+        say(user, Submit(request, (1,) * 9_999, 1, sampling()))
+    assert answer(target, 10.0) == 1, "the next pass is for all others"
+    said: list[Message] = []
+    while not any(isinstance(message, Lost) for message in said):
+        more = user.receive(10.0)
+        assert more, said
+        said += more
+    assert Lost("target", 1, "it takes no more messages") in said
+    target.close()
+
+
+# -- the client
+
+
+def client(folder: Path, heard: "queue.SimpleQueue[Ready | Lost]", most_waiting: int) -> HubClient:
+    hub = HubClient(folder, (), SETTINGS, most_waiting=most_waiting)
+    hub.start(heard.put)
+    return hub
+
+
+def submit(hub: HubClient, request: int, updates: "queue.SimpleQueue[Update]") -> None:
+    hub.submit(Submit(request, (1, 2), 4, sampling()), updates.put)
+
+
+def test_whoever_submits_more_than_can_be_answered_waits(folder: Path) -> None:
+    """A million prompts would be held in memory, in this process and in the hub's."""
+    updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
+    hub = client(folder, queue.SimpleQueue(), 2)
+    submit(hub, 1, updates)
+    submit(hub, 2, updates)
+    third = threading.Thread(target=submit, args=(hub, 3, updates))
+    third.start()
+    third.join(0.2)
+    assert third.is_alive()
+    hub.abort(1)
+    third.join(10)
+    assert not third.is_alive()
+    assert updates.get(timeout=10).request == 1
+    hub.close()
+
+
+def test_a_sink_that_submits_does_not_wait_for_itself(folder: Path) -> None:
+    """Sinks run in the thread that would make room."""
+    updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
+    hub = client(folder, queue.SimpleQueue(), 2)
+
+    def once_more(update: Update) -> None:
+        submit(hub, 2, updates)
+        submit(hub, 3, updates)
+        updates.put(update)
+
+    submit(hub, 4, updates)
+    hub.submit(Submit(1, (1, 2), 4, sampling()), once_more)
+    hub.abort(1)
+    assert updates.get(timeout=10).request == 1
+    hub.close()
+
+
+def test_what_has_not_finished_ends_with_the_pipeline_and_nothing_begins_after_it(
+    folder: Path,
+) -> None:
+    """Another thread would wait for its answer for ever, or write into a file of somebody else."""
+    updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
+    hub = client(folder, queue.SimpleQueue(), 1)
+    submit(hub, 1, updates)
+    waits = threading.Thread(target=submit, args=(hub, 2, updates))
+    waits.start()
+    hub.close()
+    waits.join(10)
+    hub.abort(1)
+    submit(hub, 3, updates)
+    ends = [updates.get(timeout=10) for _ in range(3)]
+    assert {end.request for end in ends} == {1, 2, 3}
+    assert all(isinstance(end, Finish) and "was closed" in end.cause for end in ends)
+
+
+def test_a_worker_that_says_what_is_no_message_is_given_up(folder: Path) -> None:
+    """It may have been a verdict, and the hub would wait for it for ever."""
+    heard: queue.SimpleQueue[Ready | Lost] = queue.SimpleQueue()
+    hub = client(folder, heard, 1)
+    address = hub.attach(Attach("target", 1, worker_address(folder, "target", 1))).result(10)
+    target = Channel.connect(address)
+    target.send(Ready("target", 1, 1, 64, 5, "cpu", (0,)))
+    assert isinstance(heard.get(timeout=10), Ready)
+    target.socket.send(b"\x93 no message")
+    assert heard.get(timeout=10) == Lost("target", 1, "it said what is no message")
+    hub.close()
+    target.close()
+
+
+def test_closing_does_not_wait_for_a_hub_that_takes_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub that hangs would keep its program from ending."""
+    monkeypatch.setattr(channel_module, "_HIGH_WATER_MARK", 1)
+    updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
+    hub = client(folder, queue.SimpleQueue(), 100)
+    (process,) = (p for p in psutil.Process().children() if "specpipe.hub" in p.cmdline())
+    process.suspend()
+    for request in range(100):
+        hub.submit(Submit(request, (1,) * 9_999, 1, sampling()), updates.put)
+    begun = time.monotonic()
+    hub.close()
+    assert time.monotonic() - begun < 5
+    assert not process.is_running()
+    assert updates.qsize() == 100
