@@ -19,7 +19,7 @@ TARGET := saved_models/smollm2/source.json
 TEST_MODELS := $(TARGET) saved_models/smollm2-pruned/source.json
 
 .PHONY: run test test-slow test-gpu measure measure-drafters measure-peers bench distill verify \
-	simulate-grid simulate-fleet check clean
+	simulate-grid simulate-fleet monitoring check clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # one pip at a time
 
@@ -38,6 +38,7 @@ test-gpu: $(VENV)/.test $(TEST_MODELS)
 measure: $(VENV)/.test $(TARGET)
 	$(BIN)/python -m tests.measure_handover
 	$(BIN)/python -m tests.measure_pair
+	$(BIN)/python -m tests.measure_monitoring
 
 measure-drafters: $(VENV)/.test $(TARGET)
 	$(BIN)/python -m tests.measure_lookup
@@ -51,6 +52,12 @@ measure-peers: $(VENV)/.test $(TARGET)
 # docs/bench/measurements.jsonl.
 bench: $(VENV)/.run $(TARGET)
 	$(BIN)/specpipe bench --output-dir docs/bench
+
+# Ray's dashboard, Prometheus (Debian's package) and a pipeline at work, until Ctrl-C.
+monitoring: $(VENV)/.run $(TARGET)
+	@command -v prometheus > /dev/null || \
+		{ echo "there is no prometheus: apt install prometheus" >&2; exit 1; }
+	@$(BIN)/python -m tests.monitoring
 
 # How the default draft was made, under another name; 1.35 hours of two cores.
 distill: $(VENV)/.run $(TARGET)

@@ -24,6 +24,7 @@ _CONNECT_TIMEOUT_S = 5.0
 _lock = threading.Lock()
 _started = False  # whether that Ray is ours to end
 _sessions = 0  # pipelines of this process that use a Ray which we connected to
+_dashboard = ""  # that Ray's
 
 
 @contextmanager
@@ -55,6 +56,7 @@ def ray_session(config: RayConfig) -> Iterator[bool]:
 
 def _connect(config: RayConfig) -> bool:
     """Connect this process; returns whether a Ray was started for it."""
+    global _dashboard  # noqa: PLW0603 (as above)
     address = find_address(config.address or os.environ.get("RAY_ADDRESS"))
     # Before Ray starts, since its processes inherit them: GPUs by the numbers that torch gives
     # them on the node, no usage reports, no warning about actors without GPUs; and models that run
@@ -71,11 +73,11 @@ def _connect(config: RayConfig) -> bool:
         if address is not None:
             if address != "auto":  # if it refuses us, one line is enough, and ours
                 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-            ray.init(address=address, **quiet)
+            context = ray.init(address=address, **quiet)
         else:
-            ray.init(
+            context = ray.init(
                 address="local",
-                include_dashboard=False,
+                include_dashboard=config.dashboard,
                 object_store_memory=_OBJECT_STORE_BYTES,
                 **quiet,
             )
@@ -95,6 +97,7 @@ def _connect(config: RayConfig) -> bool:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray took it over
+    _dashboard = context.dashboard_url or ""
     return address is None
 
 
@@ -108,6 +111,11 @@ def _keep_standard_output() -> None:
 
     if hasattr(worker, "print_to_stdstream"):
         worker.print_to_stdstream = tell
+
+
+def dashboard_address() -> str | None:
+    """Where the dashboard of the Ray is that a session connected this process to, if it has one."""
+    return f"http://{_dashboard}" if _dashboard else None
 
 
 def find_address(wanted: str | None) -> str | None:

@@ -7,11 +7,12 @@ from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any, Self
 
-from specpipe.actors.cluster import ray_session
+from specpipe.actors.cluster import dashboard_address, ray_session
+from specpipe.actors.monitoring import Publisher
 from specpipe.actors.nodes import layout_here, layout_on_nodes
 from specpipe.actors.stream import AsyncStream, Stream, completion_of
 from specpipe.actors.supervisor import Supervisor
@@ -26,6 +27,7 @@ from specpipe.new_file import new_file
 from specpipe.pair import ModelPair, Prompt
 from specpipe.sampling import MAX_SEED, Sampling, SamplingParams
 from specpipe.tokenizer import Detokenizer
+from specpipe.version import __version__
 
 
 class Pipeline:
@@ -48,6 +50,7 @@ class Pipeline:
         self._resources = ExitStack()
         self._requests = itertools.count(1)
         self._taking_turns = False
+        self._name = ""
         self._hub: HubClient
         self._supervisor: Supervisor
 
@@ -78,11 +81,14 @@ class Pipeline:
             "lookahead": config.pipeline.lookahead,
             "prefill_chunk": config.pipeline.prefill_chunk,
             "wait_timeout_s": config.pipeline.wait_timeout_s,
+            "about": self._about(),
+            "log": asdict(config.log),
         }
         # What this machine lacks is refused before Ray starts; others can be asked only then.
         layout = None if config.names_nodes else layout_here(config, pair)
         settings |= self._new_files()
         directory = self._resources.enter_context(socket_directory())
+        self._name = directory.name
         owns_ray = self._resources.enter_context(ray_session(config.ray))
         layout = layout or layout_on_nodes(config, pair)
         self._taking_turns = pair.draft is not None and layout.placement.shares_cores
@@ -92,7 +98,7 @@ class Pipeline:
         supervisor = self._supervisor = Supervisor(
             pair, layout, config, directory, self._hub, owns_ray=owns_ray
         )
-        self._hub.start(supervisor.hear)
+        self._hub.start(supervisor.hear, Publisher().publish)
         self._hub.post(Vocabulary(tuple(pair.tokenizer.token_bytes)))
         self._resources.callback(self._hub.close)
         self._resources.callback(supervisor.close)
@@ -112,9 +118,34 @@ class Pipeline:
         return self._supervisor.workers
 
     @property
+    def name(self) -> str:
+        """By which metrics, actors and `specpipe top` call this pipeline."""
+        return self._name
+
+    @property
+    def dashboard(self) -> str | None:
+        """Address of Ray's dashboard, if there is one."""
+        return dashboard_address()
+
+    @property
     def alive(self) -> bool:
         """Whether requests can be answered: False once the hub or the target is gone for good."""
         return not self._hub.ended and self._supervisor.has("target")
+
+    def _about(self) -> dict[str, str]:
+        """The settings that its figures name."""
+        config, pair = self.config, self.pair
+        settings: dict[str, object] = {
+            "model": pair.target.name,
+            "draft_model": pair.draft_name if config.draft else "",
+            "acceptance": config.pipeline.acceptance,
+            "drafter": config.draft.drafter if config.draft else "",
+            "lookahead": config.pipeline.lookahead,
+            "max_num_seqs": config.pipeline.max_num_seqs,
+            "context_length": pair.context_length,
+            "version": __version__,
+        }
+        return {name: str(value) for name, value in settings.items()}
 
     def use_policy(self, name: str) -> None:
         """Go by another dispatch rule from now on; each keeps what it has learned for its return.

@@ -7,7 +7,6 @@ nothing meant for one ever reaches another.
 import logging
 import threading
 import time
-import uuid
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from specpipe.actors.nodes import Layout, Node, this_node
 from specpipe.actors.watch import Watch
-from specpipe.actors.worker import WorkerHost, WorkerSpec
+from specpipe.actors.worker import DraftHost, PairHost, TargetHost, WorkerHost, WorkerSpec
 from specpipe.channel import network_address, worker_address
 from specpipe.config import Config, ModelConfig
 from specpipe.errors import SpecpipeError, UserError, WorkerError
@@ -67,7 +66,7 @@ class Supervisor:
 
     Args:
         pair, layout, config: what to run, where and how.
-        directory: for the sockets.
+        directory: for the sockets; the pipeline's name, and so its actors', is that of this.
         hub: is told who speaks where, and who was lost.
         owns_ray: whether Ray shows its actors all GPUs, under torch's numbers.
     """
@@ -84,7 +83,7 @@ class Supervisor:
     ) -> None:
         self._pair, self._layout, self._config = pair, layout, config
         self._directory, self._hub, self._owns_ray = directory, hub, owns_ray
-        self._name = f"specpipe-{uuid.uuid4().hex[:8]}"
+        self._name = directory.name
         self._roles = layout.roles
         self._running: dict[Role, _Running] = {}
         self._shared: tuple[str, Any] | None = None
@@ -202,8 +201,9 @@ class Supervisor:
             return self._shared[1]
         device, wants = self._layout.device(role), self._wants(role)
         node = self._layout.sites[role].node or self._here
+        kind, told = self._host_kind(role)
         host = (
-            ray.remote(WorkerHost)
+            ray.remote(kind)
             .options(
                 name=name,
                 num_cpus=wants["CPU"],
@@ -212,10 +212,22 @@ class Supervisor:
                 max_concurrency=4,  # both workers of a shared GPU, and a question now and then
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
             )
-            .remote(device.cores)
+            .remote(device.cores, told)
         )
         self._shared = (name, host) if shared else None
         return host
+
+    def _host_kind(self, role: Role) -> tuple[type[WorkerHost], str]:
+        """The class of a role's actor, and what it says of itself on Ray's pages."""
+        device = self._layout.device(role)
+        if self._layout.placement.shares_gpu:
+            names = f"{self._pair.draft_name} and {self._pair.target.name}"
+            return PairHost, f"draft and target: {names} on {device}"
+        if device.kind == "cuda" and not self._owns_ray:  # whose it is follows from its GPU
+            return WorkerHost, "draft or target"
+        if role == "draft":
+            return DraftHost, f"draft: {self._pair.draft_name} on {device}"
+        return TargetHost, f"target: {self._pair.target.name} on {device}"
 
     def _start(self, role: Role, incarnation: int, host: Any) -> None:
         address, keys = self._attach(role, incarnation)
@@ -240,12 +252,14 @@ class Supervisor:
             remember=draft.remember if draft else 0,
             head_tokens=draft.covered_tokens if draft else 0,
             kept_tokens=tuple(self._pair.tokenizer.stop_token_ids),
+            pipeline=self._name,
+            log=self._config.log,
         )
         before = self._running.get(role)
         self._running[role] = _Running(
             incarnation,
             host,
-            host.serve.remote(spec),
+            host.serve.options(name=f"{role} {incarnation} of {self._name}").remote(spec),
             time.monotonic(),
             Watch(host, role, self._config.ray.hang_timeout_s),
             before.restarts + 1 if before else 0,

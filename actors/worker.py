@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import ray
 
+from specpipe import logs
 from specpipe.channel import Channel
 from specpipe.devices import Device, pin_process, read_back
 from specpipe.drafting.drafter import DrafterKind, Sources
@@ -37,6 +38,8 @@ class WorkerSpec:
         output_size: ids from here on are padding, which neither model may produce.
         device: where it computes, with so many threads.
         prefill_chunk: most tokens that the draft feeds at once.
+        pipeline: the name of the one that it works for.
+        log: what it logs.
         drafter, remember, head_tokens: of a draft, see DraftConfig.
         kept_tokens: that its head covers in any case.
     """
@@ -53,6 +56,8 @@ class WorkerSpec:
     output_size: int
     num_slots: int
     prefill_chunk: int
+    pipeline: str
+    log: logs.LogConfig
     drafter: DrafterKind | None = None
     remember: int = 0
     head_tokens: int = 0
@@ -64,9 +69,14 @@ class WorkerHost:
     """One process on one device; hosts one worker, or both where they share a GPU.
 
     Each `serve` call runs in a thread of its own.
+
+    Args:
+        cores: to pin the process to; none leaves it unpinned.
+        told: who works here, with which model and on which device, for Ray's own pages.
     """
 
-    def __init__(self, cores: tuple[int, ...]) -> None:
+    def __init__(self, cores: tuple[int, ...], told: str) -> None:
+        self._told = told
         # Before any library makes threads, so that all of them inherit the cores.
         if cores:
             pin_process(cores)
@@ -76,6 +86,9 @@ class WorkerHost:
     def pulse(self, role: Role) -> Reading:
         """What the worker of this role is doing."""
         return self._pulses.setdefault(role, Pulse()).read()
+
+    def __repr__(self) -> str:
+        return self._told
 
     def gpus(self) -> list[int]:
         """The ids of the GPUs that Ray assigned to this process."""
@@ -88,6 +101,7 @@ class WorkerHost:
         Raises:
             UserError: if the model can't be loaded as asked.
         """
+        logs.set_up(spec.log, spec.role, spec.pipeline)
         pulse = self._pulses.setdefault(spec.role, Pulse())
         if spec.weights is None:
             self._work(spec, None, pulse)
@@ -117,6 +131,7 @@ class WorkerHost:
         worker = _worker(spec, model)
         cores = read_back(self._cores)  # now that all threads exist
         channel = Channel.connect(spec.address, spec.keys)
+        logs.send_to_hub(spec.role, channel)
         channel.send(
             Ready(
                 spec.role,
@@ -134,6 +149,18 @@ class WorkerHost:
         else:
             run_target(worker, channel, pulse)
         channel.close()
+
+
+class DraftHost(WorkerHost):
+    """Hosts the draft; by its class Ray's pages say who it is."""
+
+
+class TargetHost(WorkerHost):
+    """Hosts the target."""
+
+
+class PairHost(WorkerHost):
+    """Hosts both, on one GPU."""
 
 
 def _worker(spec: WorkerSpec, model: "SequenceModel | None") -> Draft | Target:

@@ -1,4 +1,4 @@
-"""How answers are shown: the text as it comes, and the figures after it."""
+"""How answers are shown: who writes them, the text as it comes, and the figures after it."""
 
 import sys
 from collections.abc import Iterable
@@ -7,13 +7,34 @@ from typing import TYPE_CHECKING
 import click
 
 from specpipe.completion import Completion
+from specpipe.devices import format_cores
 from specpipe.messages import Origin
 from specpipe.metrics import SOURCES, RequestMetrics
 
 if TYPE_CHECKING:
+    from specpipe.actors.pipeline import Pipeline
     from specpipe.actors.stream import Span
 
 _COLOURS: dict[Origin, str] = {"accepted": "green", "recovered": "red", "bonus": "cyan"}
+
+
+def say_where(pipeline: "Pipeline") -> None:
+    """A line for each model on where it ended up, as read back from the system."""
+    names = {"target": pipeline.pair.target.name, "draft": pipeline.pair.draft_name}
+    for role, worker in sorted(pipeline.workers.items()):
+        cores = f"core {format_cores(worker.cores)}"
+        where = f"{worker.device}, {cores}" if worker.device.startswith("cuda") else cores
+        click.echo(f"{role:>6}: {names[role]} on {where}", err=True)
+    say_dashboard()
+
+
+def say_dashboard() -> None:
+    """A line on where Ray's dashboard is, if there is one."""
+    from specpipe.actors.cluster import dashboard_address  # noqa: PLC0415 (slow to import)
+
+    if address := dashboard_address():
+        asks = "it asks for the token that `ray get-auth-token` prints"
+        click.echo(f"Ray's dashboard: {address} ({asks})", err=True)
 
 
 def write(spans: Iterable["Span"], *, coloured: bool) -> None:

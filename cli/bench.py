@@ -11,6 +11,7 @@ import click
 import cloup
 
 from specpipe.bench.scenarios import LENGTHS, SCENARIOS, missing
+from specpipe.cli.answers import say_dashboard
 from specpipe.cli.bench_compare import compare
 from specpipe.cli.bench_load import load
 from specpipe.cli.bench_model import model
@@ -109,6 +110,7 @@ def bench(context: click.Context, /, **options: Any) -> None:
     progress = _Progress()
     try:
         with ray_session(plan.config.ray):  # one for all pipelines: it takes seconds to start
+            say_dashboard()
             results = run(plan, folder, Pipeline.launch, progress)
     except (KeyboardInterrupt, SystemExit):
         progress.say(f"what was measured is kept: go on with --output-dir {folder}")

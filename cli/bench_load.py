@@ -9,6 +9,7 @@ from typing import Any
 import click
 import cloup
 
+from specpipe.cli.answers import say_dashboard
 from specpipe.cli.options import (
     asked_options,
     configure,
@@ -98,6 +99,7 @@ def load(**options: Any) -> None:
     folder = options["output_dir"] or Path(time.strftime("load-%Y%m%d-%H%M%S"))
     machine = describe_machine()
     with ray_session(config.ray):
+        say_dashboard()
         found = measure(Pipeline.launch, configs, levels, prompts, config.sampling, say=_say)
     settings = {
         "target": models.target.name,

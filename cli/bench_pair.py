@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from specpipe.cli.answers import say_dashboard
 from specpipe.cli.complete import model_name
 from specpipe.cli.options import json_option, models_dir_option, option
 from specpipe.config import Config
@@ -52,6 +53,7 @@ def pair(target: str, drafts: tuple[str, ...], **options: Any) -> None:
     prompts = _prompts(pairs[0], options["num_prompts"] or _PROMPTS)
     tried = []
     with ray_session(base.ray):
+        say_dashboard()
         alone = []
         for device in _alone(places):
             click.echo(f"trying the target alone on {device}", err=True)

@@ -17,10 +17,13 @@ BAD_INPUT, FAILURE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 
 COMMANDS = {
     "run": "Complete a prompt and stream the answer.",
+    "batch": "Answer a file of prompts, and go on after a crash.",
     "verify": "Compare the pipeline's answers with the target's own.",
     "models": "Fetch, list, show and prune models.",
     "train": "Train a model from scratch on text files.",
     "distill": "Make a draft for a target.",
+    "top": "Watch running pipelines.",
+    "status": "Say what running pipelines do, for scripts too.",
     "trace": "Draw what happened when in a run.",
     "bench": "Measure the pipeline, and pairs and models, on this machine.",
     "simulate": "Compare dispatch rules on modelled hardware.",

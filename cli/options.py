@@ -11,6 +11,7 @@ import cloup
 from specpipe.cli.complete import model_name, one_of
 from specpipe.config import ACCEPTANCES, BACKENDS, DRAFTERS, DTYPES, NO_DRAFT, Config
 from specpipe.errors import UserError
+from specpipe.logs import FORMATS, LEVELS, set_up
 from specpipe.messages import Role
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -73,7 +74,7 @@ def pipeline_options(command: _Command) -> _Command:
 
 def sampling_options(command: _Command) -> _Command:
     """Flags about what is asked of an answer."""
-    return cast("_Command", asked_options(_SAMPLING.max_tokens)(command))
+    return cast("_Command", asked_options()(command))
 
 
 _PIPELINE = (
@@ -177,6 +178,27 @@ _PIPELINE = (
             help="host:port of a running Ray, or auto.",
             usual="the one on this machine, else one is started",
         ),
+        option(
+            "--dashboard",
+            is_flag=True,
+            default=None,
+            help="Show Ray's dashboard, where a Ray is started for this.",
+        ),
+    ),
+    grouped(
+        "Logs",
+        option(
+            "--log-level",
+            help=f"What is worth a line: {', '.join(LEVELS)}.",
+            usual=_USUAL.log.level,
+            shell_complete=one_of(*LEVELS),
+        ),
+        option(
+            "--log-format",
+            help=f"How it is written: {' or '.join(FORMATS)}.",
+            usual=_USUAL.log.format,
+            shell_complete=one_of(*FORMATS),
+        ),
     ),
 )
 
@@ -210,7 +232,9 @@ _LAW = (
         help="Added to a logit; may be repeated.",
         usual="none",
     ),
-    option("--seed", type=int, help="The same seed gives the same text.", usual="random"),
+)
+
+_END = (
     option(
         "--stop", multiple=True, help="A text that ends the answer; may be repeated.", usual="none"
     ),
@@ -225,10 +249,17 @@ _LAW = (
 )
 
 
-def asked_options(max_tokens: int) -> Decorator[Any]:
-    """Flags about what is asked of an answer, where so many tokens are usual."""
-    most = option("--max-tokens", type=int, help="Most tokens to write.", usual=max_tokens)
-    return grouped("Sampling", most, *_LAW)
+def asked_options(
+    max_tokens: int = _SAMPLING.max_tokens, seed: int | str = "random"
+) -> Decorator[Any]:
+    """Flags about what is asked of an answer, where so many tokens and this seed are usual."""
+    return grouped(
+        "Sampling",
+        option("--max-tokens", type=int, help="Most tokens to write.", usual=max_tokens),
+        *_LAW,
+        option("--seed", type=int, help="The same seed gives the same text.", usual=seed),
+        *_END,
+    )
 
 
 _SAMPLING_NAMES = (
@@ -239,7 +270,7 @@ _SAMPLING_NAMES = (
 
 
 def configure(options: Mapping[str, Any]) -> Config:
-    """The file's settings, if there is one, under those of the command line.
+    """The file's settings, if there is one, under those of the command line; logs follow them.
 
     Raises:
         UserError: for a value out of range, or flags that exclude each other.
@@ -254,7 +285,7 @@ def configure(options: Mapping[str, Any]) -> Config:
         config, draft = replace(config, draft=None), NO_DRAFT
     sampling = {name: options.get(name) for name in _SAMPLING_NAMES}
     sampling["logit_bias"] = dict(_bias(text) for text in options["logit_bias"])
-    return config.override(
+    config = config.override(
         models_dir=str(options["models_dir"]) if options["models_dir"] else None,
         target={
             "model": options["target"],
@@ -279,8 +310,11 @@ def configure(options: Mapping[str, Any]) -> Config:
             "max_num_seqs": options.get("max_num_seqs", 1),
             **{name: options.get(name) for name in ("acceptance", "policy", "record", "trace")},
         },
-        ray={"address": options["address"]},
+        ray={"address": options["address"], "dashboard": options["dashboard"]},
+        log={"level": options["log_level"], "format": options["log_format"]},
     )
+    set_up(config.log, "program")
+    return config
 
 
 def _bias(text: str) -> tuple[str, float]:

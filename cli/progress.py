@@ -15,16 +15,17 @@ class Progress:
         self._on_screen = sys.stderr.isatty()
         self._stage, self._begun, self._first, self._shown = "", 0.0, 0.0, 0.0
 
-    def __call__(self, stage: str, share: float, line: str) -> None:
-        """Show a stage's name, the share of it that is done, and a line about it."""
+    def __call__(self, stage: str, share: float | None, line: str) -> None:
+        """Show a stage's name, the share of it that is done, if that is known, and a line on it."""
         now = time.monotonic()
         if stage != self._stage:
             self.end()
-            self._stage, self._begun, self._first, self._shown = stage, now, share, 0.0
-        elif now - self._shown < (_ON_SCREEN_S if self._on_screen else _IN_LOG_S) and share < 1:
+            self._stage, self._begun, self._first, self._shown = stage, now, share or 0.0, 0.0
+        elif now - self._shown < (_ON_SCREEN_S if self._on_screen else _IN_LOG_S) and share != 1:
             return
         self._shown = now
-        text = f"{stage} {share:4.0%}, {self._left(now, share)}{line}"
+        done = "" if share is None else f" {share:4.0%}, {self._left(now, share)}"
+        text = f"{stage}{done or ', '}{line}"
         click.echo(f"\r\x1b[K{text}" if self._on_screen else text, err=True, nl=not self._on_screen)
 
     def end(self) -> None:

@@ -19,7 +19,6 @@ from specpipe.cli.options import (
     sampling_options,
 )
 from specpipe.completion import Completion
-from specpipe.devices import format_cores
 from specpipe.errors import SpecpipeError, UserError
 from specpipe.messages import Ready, Role
 from specpipe.pair import ModelPair, Prompt
@@ -116,8 +115,7 @@ def run(
         )
     tokens = None if text is None else pair.encode(_prompt(text, system), raw=raw)
     with Pipeline.launch(config, pair) as pipeline:
-        for role, worker in sorted(pipeline.workers.items()):
-            click.echo(_describe(role, worker, _name(role, pair)), err=True)
+        answers.say_where(pipeline)
         if show_accepted:
             click.echo(answers.legend(), err=True)
         if tokens is None:
@@ -174,18 +172,6 @@ def _check_chat(params: SamplingParams, *, raw: bool, as_json: bool) -> None:
     for flag, given in {"--raw": raw, "--json": as_json, "--n": params.n > 1}.items():
         if given:
             raise UserError(f"{flag} needs a prompt: give one with --prompt, or on standard input")
-
-
-def _name(role: Role, pair: ModelPair) -> str:
-    files = pair.target if role == "target" else pair.draft
-    return files.name if files else "look-ups"
-
-
-def _describe(role: Role, worker: Ready, model: str) -> str:
-    """One line on where a worker ended up, as read back from the system."""
-    cores = f"core {format_cores(worker.cores)}"
-    device = f"{worker.device}, {cores}" if worker.device.startswith("cuda") else cores
-    return f"{role:>6}: {model} on {device}"
 
 
 def _devices(workers: dict[Role, Ready]) -> dict[str, str | None]:

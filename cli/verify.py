@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import cloup
 
+from specpipe.cli.answers import say_dashboard
 from specpipe.cli.options import (
     configure,
     grouped,
@@ -114,6 +115,8 @@ def _run(comparison: "Comparison", prompts: list[list[int]]) -> list[Outcome]:
     with click.progressbar(prompts, label="comparing", file=sys.stderr) as bar:
         for number, prompt in enumerate(bar, 1):
             outcomes.append(comparison.compare(prompt))
+            if number == 1:  # now the pipeline runs
+                say_dashboard()
             if outcomes[-1].fate != "identical":
                 click.echo(f"\nprompt {number}: {_describe(outcomes[-1])}", err=True)
     comparison.finish()

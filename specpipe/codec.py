@@ -14,6 +14,17 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import msgpack
 
 from specpipe.errors import ProtocolError
+from specpipe.figures import (
+    ROWS,
+    Counts,
+    Figures,
+    Histogram,
+    Recent,
+    SequenceFigures,
+    Setting,
+    Times,
+    WorkerFigures,
+)
 from specpipe.messages import (
     MAX_TEXT,
     Abort,
@@ -38,7 +49,9 @@ from specpipe.messages import (
     Progress,
     Ready,
     Resync,
+    Said,
     Shutdown,
+    Stats,
     Submit,
     Tokens,
     UsePolicy,
@@ -47,6 +60,7 @@ from specpipe.messages import (
 )
 from specpipe.metrics import RequestMetrics, SourceCounts, Spans
 from specpipe.sampling import GuessLaw, Sampling, TokenLogprobs
+from specpipe.stopping import FINISH_REASONS
 
 VERSION = 6
 MAX_MESSAGE_BYTES = 16 * 2**20
@@ -82,6 +96,8 @@ _TYPES: tuple[type[Message], ...] = (
     Attached,
     Ping,
     Pong,
+    Stats,
+    Said,
 )
 _RECORDS = (
     Sampling,
@@ -90,6 +106,14 @@ _RECORDS = (
     Spans,
     SourceCounts,
     RequestMetrics,
+    Histogram,
+    Counts,
+    Times,
+    Recent,
+    WorkerFigures,
+    SequenceFigures,
+    Setting,
+    Figures,
 )  # parts of messages
 _TAGS = {cls: tag for tag, cls in enumerate(_TYPES)}
 
@@ -224,6 +248,21 @@ def _check_tokens(tokens: Tokens) -> None:
         raise ProtocolError("committed tokens and their origins don't match in number")
 
 
+def _check_histogram(histogram: Histogram) -> None:
+    if len(histogram.counts) != len(histogram.bounds) + 1:
+        raise ProtocolError("a histogram whose bounds and counts don't match in number")
+
+
+def _check_counts(counts: Counts) -> None:
+    if len(counts.finished) != len(FINISH_REASONS):
+        raise ProtocolError("finished requests whose reasons are others than ours")
+
+
+def _check_times(times: Times) -> None:
+    if len(times.verification) != len(ROWS):
+        raise ProtocolError("verifications whose rows are others than ours")
+
+
 def _check_spans(spans: Spans) -> None:
     if len(spans.begun) != len(spans.ended):
         raise ProtocolError("stretches of time that don't begin and end in equal number")
@@ -235,6 +274,9 @@ _CHECKS: dict[type[Any], Callable[[Any], None]] = {
     Verdict: _check_verdict,
     Tokens: _check_tokens,
     Spans: _check_spans,
+    Histogram: _check_histogram,
+    Counts: _check_counts,
+    Times: _check_times,
 }
 _READERS = tuple(_record_reader(cls) for cls in _TYPES)
 _FIELDS = {cls: tuple(f.name for f in fields(cls)) for cls in (*_TYPES, *_RECORDS)}

@@ -15,12 +15,13 @@ from specpipe.devices import parse_device
 from specpipe.dispatch import make_policy
 from specpipe.drafting.drafter import DrafterKind
 from specpipe.errors import UserError
+from specpipe.logs import LogConfig
 from specpipe.sampling import Acceptance, SamplingParams
 from specpipe.toml_file import checked, read_toml, replaced, unknown
 
 ACCEPTANCES = get_args(Acceptance)
 DRAFTERS = get_args(DrafterKind)
-DTYPES = ("auto", "float16", "float32", "bfloat16", "int8")
+DTYPES = ("auto", "gguf", "float16", "float32", "bfloat16", "int8")
 BACKENDS = ("specpipe", "transformers")
 NO_DRAFT = "none"
 """What `draft.model` is set to when the target shall work alone."""
@@ -50,8 +51,8 @@ class ModelConfig:
         model: name of an installed model, path of a model's folder or file, or a hub's owner/name.
         device: as specpipe.devices reads it: "auto", "cpu", "cpu:0-3", "cuda:1".
         dtype: how weights are held: one of DTYPES. "auto" is the device's fastest that keeps them
-            as they are, more or less; for a draft on a CPU it is int8, since guesses need not be
-            exact.
+            as they are, more or less (see models/loader.py); for a draft on a CPU it is int8,
+            since guesses need not be exact.
         backend: what computes, one of BACKENDS: our own decoder, or transformers' classes.
         node: where the device is: id, name or address of a node of the Ray cluster; None: where the
             embedding program runs.
@@ -203,6 +204,7 @@ class RayConfig:
         hang_timeout_s: seconds without a sign of life after which a worker is replaced; it may
             stand still for as long in any case, and for 20 times as long as its pass should take.
         num_cpus: Ray CPUs that each worker reserves.
+        dashboard: whether a Ray that is started here has its dashboard.
 
     Raises:
         UserError: for a value out of range, or the address of a Ray Client server.
@@ -212,6 +214,7 @@ class RayConfig:
     launch_timeout_s: float = 300.0
     hang_timeout_s: float = 10.0
     num_cpus: float = 0.0
+    dashboard: bool = False
 
     def __post_init__(self) -> None:
         if self.address is not None and "://" in self.address:
@@ -240,6 +243,7 @@ class Config:
         sampling: what a request asks for unless it says otherwise.
         pipeline: how drafting and verifying are run.
         ray: which Ray to use.
+        log: what its parts log.
         models_dir: folder of the models; None looks in the usual places.
     """
 
@@ -248,6 +252,7 @@ class Config:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
     ray: RayConfig = field(default_factory=RayConfig)
+    log: LogConfig = field(default_factory=LogConfig)
     models_dir: str | None = None
 
     @property
@@ -321,4 +326,5 @@ _TABLES: dict[str, type[Any]] = {
     "sampling": SamplingParams,
     "pipeline": PipelineConfig,
     "ray": RayConfig,
+    "log": LogConfig,
 }

@@ -5,7 +5,7 @@ them. The coordinator knows no clock, socket, thread or model: `handle(event, no
 so the same object runs under Ray, in tests with scripted workers, and on a virtual clock.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from specpipe.events import Command, Event, Send, TimerFired, urgency
@@ -98,6 +98,11 @@ class Coordinator:
             Verdict: self._on_verdict,
             Progress: self._on_progress,
         }
+
+    @property
+    def running(self) -> Mapping[int, SequenceState]:
+        """The sequences to which the target gave a slot, and that have not ended; by request."""
+        return self._scheduler.running
 
     def use_policy(self, policy: Policy) -> None:
         """Go by another policy from now on; it hears what happens, and the last one doesn't."""

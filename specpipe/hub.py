@@ -8,17 +8,20 @@ It sleeps until there is something to do, and ends when its parent does.
 import heapq
 import itertools
 import json
+import logging
 import math
+import os
 import shutil
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import zmq
 
+from specpipe import logs
 from specpipe.channel import Channel, hub_address
 from specpipe.coordinator import Coordinator
 from specpipe.devices import pin_process
@@ -36,6 +39,7 @@ from specpipe.messages import (
     Lost,
     Ready,
     Role,
+    Said,
     Shutdown,
     Submit,
     ToDraft,
@@ -46,7 +50,13 @@ from specpipe.messages import (
 )
 from specpipe.policy import Policy
 from specpipe.recording import Recorder
+from specpipe.reporting import Reporting
+from specpipe.statistics import Statistics
+from specpipe.story import tell
 from specpipe.tracing import Tracer
+from specpipe.watching import Window
+
+log = logging.getLogger("specpipe.hub")  # this module is run by itself
 
 
 class Hub:
@@ -57,7 +67,8 @@ class Hub:
         user: the channel to those who hand in requests and workers.
         policies: the coordinator's own, by name; others are made when they are asked for.
         parent: file descriptor whose end of file says that nobody is left to work for.
-        tracer: is told of everything, if there is one.
+        reporting: is told of everything.
+        tracer: the same, if there is one.
     """
 
     def __init__(
@@ -66,10 +77,13 @@ class Hub:
         policies: dict[str, Policy],
         user: Channel,
         parent: int,
+        reporting: Reporting,
+        *,
         tracer: Tracer | None = None,
     ) -> None:
         self._coordinator = coordinator
         self._policies = policies
+        self._reporting = reporting
         self._tracer = tracer
         self._user = user
         self._parent = parent
@@ -82,6 +96,7 @@ class Hub:
         self._poller.register(parent, zmq.POLLIN)
         self._poller.register(user.socket, zmq.POLLIN)
         self._poller.register(self._gate.socket, zmq.POLLIN)
+        self._poller.register(reporting.window.socket, zmq.POLLIN)
         self._full = zmq.Poller()
         self._full.register(parent, zmq.POLLIN)
         self._full.register(user.socket, zmq.POLLOUT)
@@ -92,10 +107,12 @@ class Hub:
             while self._turn():
                 pass
         finally:
+            self._reporting.tell(time.monotonic(), last=True)
             for _, channel in self._workers.values():
                 channel.send(Shutdown())
                 channel.close(linger_s=0.1)
-            self._user.close()
+            self._reporting.window.close()
+            self._user.close(linger_s=0.1)
             self._gate.close()
 
     def _turn(self) -> bool:
@@ -109,6 +126,10 @@ class Hub:
             self._take(heapq.heappop(self._due)[2])
         if self._user.socket in ready and not self._hear_user():
             return False
+        if self._reporting.window.socket in ready:
+            self._reporting.window.answer(time.monotonic())
+        if self._reporting.due <= time.monotonic():
+            self._reporting.tell(time.monotonic())
         return self._parent not in ready
 
     def _hear(self, role: Role, ready: Collection[object]) -> None:
@@ -120,6 +141,8 @@ class Hub:
             if isinstance(message, FromWorker):
                 self._count(message, size)
                 self._take(message)
+            elif isinstance(message, Said):
+                logs.write_said(message)
         if channel.malformed:  # what it was meant to say, somebody may be waiting for
             self._lose(role, incarnation, "it said what is no message")
 
@@ -134,6 +157,7 @@ class Hub:
                 case UsePolicy(name):
                     policy = self._policies.get(name) or make_policy(name)
                     self._coordinator.use_policy(self._policies.setdefault(name, policy))
+                    self._reporting.use_policy(name)
                 case Vocabulary() | Submit() | Abort() | Lost() | Gone():
                     if isinstance(message, Submit):
                         self._traffic[message.request] = [0, 0]
@@ -150,8 +174,11 @@ class Hub:
         if self._tracer:
             self._tracer.note(event, commands, now)
             self._tracer.flush()
+        self._reporting.note(event, commands, now)
         if isinstance(event, Ready):
             self._tell(event)
+        if log.isEnabledFor(logging.INFO):
+            self._log(event, commands)
 
     def _do(self, command: Command) -> None:
         match command:
@@ -178,6 +205,14 @@ class Hub:
             events = dict(self._full.poll())
             if self._parent in events:
                 return
+
+    def _log(self, event: Event, commands: Sequence[Command]) -> None:
+        """Log what the workers don't log themselves."""
+        if isinstance(event, Ready) or not isinstance(event, FromWorker):
+            tell(log, event)
+        for command in commands:
+            if isinstance(command, Tokens | Finish):
+                tell(log, command)
 
     def _lose(self, role: Role, incarnation: int, cause: str) -> None:
         """Give up a worker that is out of order: the supervisor is to end it."""
@@ -217,15 +252,19 @@ class Hub:
             self._poller.unregister(channel.socket)
             channel.close()
 
-    def _milliseconds_to_timer(self) -> int | None:
-        """How long the poller may sleep: None without end."""
-        if not self._due:
-            return None
-        return max(0, math.ceil((self._due[0][0] - time.monotonic()) * 1000))
+    def _milliseconds_to_timer(self) -> int:
+        """How long the poller may sleep."""
+        due = min(self._reporting.due, self._due[0][0]) if self._due else self._reporting.due
+        return max(0, math.ceil((due - time.monotonic()) * 1000))
 
 
 def main() -> None:
-    """Serve one pipeline; the only argument is JSON: see HubClient."""
+    """Serve one pipeline; the only argument is JSON: see HubClient.
+
+    In nobody's child: Ray's workers kill their children when they end, and the sockets would stay.
+    """
+    if os.fork():
+        os._exit(0)
     settings: dict[str, Any] = json.loads(sys.argv[1])
     pin_process(settings.pop("cores"))
     directory = Path(settings.pop("directory"))
@@ -233,6 +272,8 @@ def main() -> None:
     name: str = settings.pop("policy")
     policies = {name: make_policy(name)}
     record, trace = settings.pop("record", None), settings.pop("trace", None)
+    about: dict[str, str] = settings.pop("about", {})
+    logs.set_up(logs.LogConfig(**settings.pop("log", {})), "coordinator", directory.name)
     try:
         with ExitStack() as files:
             observers, tracer = [], None
@@ -244,7 +285,16 @@ def main() -> None:
                 tracer = Tracer(file)
                 files.callback(tracer.close)
             coordinator = Coordinator(policies[name], observers=observers, **settings)
-            Hub(coordinator, policies, user, sys.stdin.fileno(), tracer).run()
+            statistics = Statistics(
+                coordinator,
+                time.monotonic(),
+                pipeline=directory.name,
+                pid=os.getppid(),
+                settings=about | {"policy": name},
+            )
+            reporting = Reporting(statistics, user, Window(directory, statistics.figures))
+            parent = sys.stdin.fileno()
+            Hub(coordinator, policies, user, parent, reporting, tracer=tracer).run()
     finally:  # a parent that was killed could not do it
         shutil.rmtree(directory, ignore_errors=True)
 

@@ -6,9 +6,12 @@ verdict to the next block.
 
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -20,6 +23,7 @@ import zmq
 
 from specpipe.channel import Channel, hub_address
 from specpipe.errors import WorkerError
+from specpipe.figures import Figures
 from specpipe.messages import (
     Abort,
     Attach,
@@ -30,6 +34,7 @@ from specpipe.messages import (
     Ready,
     Role,
     Shutdown,
+    Stats,
     Submit,
     ToHub,
     Tokens,
@@ -51,7 +56,8 @@ class HubClient:
         cores: to pin the process to. Best are the target's: between a verdict and the next block,
             when every moment counts, they idle.
         settings: `policy` and the arguments of Coordinator; `record` and `trace`,
-            files for a recording and a trace.
+            files for a recording and a trace; `about`, settings that its figures are to name (see
+            Statistics); `log`, those of LogConfig.
         most_waiting: how many requests may be handed in and not finished.
     """
 
@@ -73,14 +79,24 @@ class HubClient:
         self._room = threading.Condition(self._lock)
         self._cause = ""  # why nothing can be handed in any more
         self._on_worker: Callable[[Ready | Lost], None]
+        self._on_figures: Callable[[Figures], None]
         self._process: subprocess.Popen[bytes]
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_write, False)
         self._thread = threading.Thread(target=self._run, name="specpipe-hub", daemon=True)
 
-    def start(self, on_worker: Callable[[Ready | Lost], None]) -> None:
-        """Start the process; `on_worker` hears, in our thread, of workers that come and go."""
-        self._on_worker = on_worker
+    def start(
+        self,
+        on_worker: Callable[[Ready | Lost], None],
+        on_figures: Callable[[Figures], None] = lambda figures: None,
+    ) -> None:
+        """Start the process; the arguments are called in our thread.
+
+        Args:
+            on_worker: hears of workers that come and go.
+            on_figures: hears about once a second what the pipeline came to, and once at the end.
+        """
+        self._on_worker, self._on_figures = on_worker, on_figures
         self._process = subprocess.Popen(  # noqa: S603 (our own module)
             [sys.executable, "-P", "-m", "specpipe.hub", json.dumps(self._settings)],
             env=os.environ | {"OMP_NUM_THREADS": "1"},  # its cores are the target's
@@ -154,9 +170,15 @@ class HubClient:
         with suppress(BlockingIOError):  # a full pipe will wake the thread as well
             os.write(self._wake_write, b"\0")
 
+    def kill(self) -> None:
+        """End the hub as a crash would."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
     def _run(self) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self._process.wait()  # it has left its work to a child, in the same process group
         channel = Channel.connect(self._address)
         try:
             self._work(channel, self._process.stdout.fileno())
@@ -164,11 +186,8 @@ class HubClient:
             self._give_up(_CLOSED)
             channel.close(linger_s=0.1)
             self._process.stdin.close()
-            try:
-                self._process.wait(_END_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            if not select.select([self._process.stdout], [], [], _END_TIMEOUT_S)[0]:
+                self.kill()
             self._process.stdout.close()
 
     def _work(self, channel: Channel, hub: int) -> None:
@@ -176,6 +195,7 @@ class HubClient:
         poller = zmq.Poller()
         poller.register(self._wake_read, zmq.POLLIN)
         poller.register(hub, zmq.POLLIN)
+        heard_last = False
         while not self._send_all(channel):
             # It takes no more for now; what it says is heard all the same, so neither side blocks.
             full = zmq.POLLOUT if self._outbox else 0
@@ -183,12 +203,22 @@ class HubClient:
             ready = {source for source, _ in poller.poll()}
             if self._wake_read in ready:
                 os.read(self._wake_read, 4096)
-            for received in channel.receive():
-                if isinstance(received, FromHub):
-                    self._deliver(received)
+            heard_last = self._receive(channel)
             if hub in ready:
                 self._give_up(_HUB_ENDED)
                 poller.unregister(hub)
+        deadline = time.monotonic() + _END_TIMEOUT_S
+        while not (heard_last or self._cause) and (left := deadline - time.monotonic()) > 0:
+            heard_last = self._receive(channel, left)
+
+    def _receive(self, channel: Channel, timeout_s: float = 0.0) -> bool:
+        """Deliver what has come; whether it was the hub's last word."""
+        last = False
+        for message in channel.receive(timeout_s):
+            if isinstance(message, FromHub):
+                self._deliver(message)
+                last |= isinstance(message, Stats) and message.last
+        return last
 
     def _send_all(self, channel: Channel) -> bool:
         """Send what the hub takes; whether the end was among it, or is due."""
@@ -205,6 +235,8 @@ class HubClient:
         match message:
             case Ready() | Lost():
                 self._on_worker(message)
+            case Stats(figures):
+                self._on_figures(figures)
             case Attached(role, incarnation, address, cause):
                 with self._lock:
                     future = self._attaching.pop((role, incarnation), None)

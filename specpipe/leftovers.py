@@ -22,12 +22,22 @@ YOUNG_S = 600.0
 """An empty folder that is younger may be one whose hub is still starting."""
 
 
+def pipeline_folders() -> list[Path]:
+    """The folders of this user's pipelines, whether or not they are alive."""
+    found = []
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
+        with suppress(OSError):  # it has just been removed, or can't be read
+            if _is_ours(folder):
+                found.append(folder)
+    return found
+
+
 def sweep() -> list[Path]:
     """Remove the folders of this user in which nobody listens any more; returns them."""
     swept = []
-    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
-        with suppress(OSError):  # it has just been removed, or can't be read
-            if _is_ours(folder) and _is_abandoned(folder):
+    for folder in pipeline_folders():
+        with suppress(OSError):
+            if _is_abandoned(folder):
                 shutil.rmtree(folder)
                 swept.append(folder)
     return swept

@@ -7,6 +7,7 @@ clock: processes of one host share it, and what comes from elsewhere is converte
 from dataclasses import dataclass, field
 from typing import Literal
 
+from specpipe.figures import Figures
 from specpipe.metrics import RequestMetrics, Source
 from specpipe.sampling import GuessLaw, Sampling, TokenLogprobs
 from specpipe.stopping import FinishReason
@@ -134,6 +135,19 @@ class Failed:
     request: int
     incarnation: int
     cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A line of a worker's log, for the hub to write; `level` is a number of logging's.
+
+    `request`: what it is about; 0 if that is no request.
+    """
+
+    role: Role
+    level: int
+    text: str
+    request: int = 0
 
 
 # -- draft to coordinator
@@ -355,6 +369,17 @@ class Finish:
     metrics: RequestMetrics
 
 
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What the pipeline came to so far; about once a second while there is work.
+
+    `last`: whether the hub ends now.
+    """
+
+    figures: Figures
+    last: bool = False
+
+
 # -- between the two ends of a channel, which keep these to themselves
 
 
@@ -379,5 +404,5 @@ FromWorker = (
     Ready | Closed | Failed | Opened | Block | Computing | Exhausted | Resync | Verdict | Progress
 )
 ToHub = Vocabulary | UsePolicy | Submit | Abort | Attach | Lost | Gone | Shutdown
-FromHub = Tokens | Finish | Ready | Lost | Attached
-Message = ToDraft | ToTarget | FromWorker | ToHub | FromHub | Ping | Pong
+FromHub = Tokens | Finish | Ready | Lost | Attached | Stats
+Message = ToDraft | ToTarget | FromWorker | Said | ToHub | FromHub | Ping | Pong

@@ -41,6 +41,11 @@ class ModelPair:
     context_length: int
     draft_context_length: int
 
+    @property
+    def draft_name(self) -> str:
+        """What the draft guesses with."""
+        return self.draft.name if self.draft else "look-ups"
+
     @classmethod
     def find(cls, config: Config) -> "ModelPair":
         """Look up both models and compare their vocabularies.

@@ -74,6 +74,11 @@ class Scheduler:
         """A request came."""
         self._queue[sequence.request] = sequence
 
+    @property
+    def running(self) -> Mapping[int, SequenceState]:
+        """Those to which the target gave a slot, and that have not ended; by request."""
+        return self._running
+
     def remove(self, sequence: SequenceState) -> None:
         """A request ended."""
         self._queue.pop(sequence.request, None)

@@ -1,9 +1,10 @@
 """When a completion ends: at an end token, at a stop text, at max_tokens, at the context's end."""
 
 from collections.abc import Collection, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+FINISH_REASONS: tuple[FinishReason, ...] = get_args(FinishReason)
 
 
 class StopTexts:

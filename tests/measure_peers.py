@@ -10,6 +10,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -32,10 +33,10 @@ def milliseconds(
     return median(times)
 
 
-def specpipe(path: Path) -> dict[int, float]:
+def specpipe(path: Path, dtype: str = "auto") -> dict[int, float]:
     from specpipe.models.loader import load_model  # noqa: PLC0415
 
-    model = load_model(path)
+    model = load_model(path, dtype=dtype)
     slot = model.open()
     model.forward(slot, IDS, 0)
 
@@ -71,7 +72,12 @@ def transformers(path: Path) -> dict[int, float]:
         return {1: milliseconds(feed, lambda rows: cache.crop(-rows), 1)}
 
 
-PEERS = {"specpipe": specpipe, "llama.cpp": llama_cpp, "transformers": transformers}
+PEERS = {
+    "specpipe": specpipe,
+    "float16": partial(specpipe, dtype="float16"),
+    "llama.cpp": llama_cpp,
+    "transformers": transformers,
+}
 
 
 def main() -> None:

@@ -56,7 +56,7 @@ def work_of(config: DecoderConfig, weight_bytes: int, context: int, rows: int, j
 
     Args:
         config: the model's shape.
-        weight_bytes: of one weight.
+        weight_bytes: of all weights that it reads.
         context: tokens that are there before.
         rows: tokens that are fed.
         judged: rows of logits that are wanted; each is a product with the head.
@@ -66,7 +66,7 @@ def work_of(config: DecoderConfig, weight_bytes: int, context: int, rows: int, j
     entries = 2 * config.layers * config.kv_heads * config.head_dim
     attended = sum(context + row + 1 for row in range(rows))
     attention = 2 * config.layers * config.heads * config.head_dim * attended
-    reads = weight_bytes * (layers + (head if judged else 0)) + 4.0 * entries * (context + rows)
+    reads = weight_bytes + 4.0 * entries * (context + rows)
     return Work(reads, 2.0 * (layers * rows + head * judged + attention))
 
 

@@ -15,7 +15,6 @@ ROWS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 CONTEXTS = (128, 1024, 4096)
 PREFILL = 1000
 _ROUNDS = 9
-_BYTES = {"float16": 2, "float32": 4, "int8": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +120,7 @@ def _time_prefill(
         begun = time.perf_counter()
         model.forward(slot, _tokens(model, count), 1)
         times.append(time.perf_counter() - begun)
-    work = work_of(model.config, _BYTES[model.dtype], 0, count, 1)
+    work = work_of(model.config, model.weight_bytes, 0, count, 1)
     report.prefill[threads] = count / median(times)
     report.prefill_share[threads] = work.operations / median(times) / limits.rate
 
@@ -130,7 +129,7 @@ def _time_passes(
     model: Decoder, slot: int, threads: int, context: int, limits: Limits
 ) -> Iterator[Pass]:
     for rows, seconds in pass_seconds(model, slot, context).items():
-        work = work_of(model.config, _BYTES[model.dtype], context, rows, rows)
+        work = work_of(model.config, model.weight_bytes, context, rows, rows)
         floor = work.floor(limits)
         yield Pass(threads, context, rows, seconds, floor, work.operations, work.reads)
 

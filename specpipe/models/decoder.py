@@ -106,6 +106,11 @@ class Decoder(ABC):
                     self._lengths.truncate(feed.slot, length)
         return logits
 
+    @property
+    @abstractmethod
+    def weight_bytes(self) -> int:
+        """Bytes of the weights that a pass reads."""
+
     @abstractmethod
     def _run(self, feeds: Sequence[Feed], interrupted: Interrupted) -> list[Logits] | None:
         """What `forward_all` does; slots may have any length between if it fails."""

@@ -14,13 +14,13 @@ from specpipe.machine import available_memory, physical_memory
 from specpipe.models.decoder import Decoder
 from specpipe.models.shape import DecoderConfig
 from specpipe.models.source import ModelSource, open_model
-from specpipe.models.weights import DecoderWeights
+from specpipe.models.weights import DecoderWeights, find_forms
 
 if TYPE_CHECKING:
     import torch
 
-_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "int8": 1}
-DTYPES = ("auto", "float16", "float32", "bfloat16", "int8")
+_BYTES = {"gguf": 0.5, "float16": 2, "bfloat16": 2, "float32": 4, "int8": 1}
+DTYPES = ("auto", "gguf", "float16", "float32", "bfloat16", "int8")
 
 
 def load_model(
@@ -39,9 +39,11 @@ def load_model(
 
     Args:
         path: a .gguf or .pt file, a folder that holds exactly one, or a Hugging Face folder.
-        dtype: how weights are kept: float16, float32, int8 (CPU only, and another model then: each
-            output's weights in 255 steps), bfloat16 (CUDA only), or auto: float16 on a CPU that
-            converts it by itself, else float32; bfloat16 on CUDA.
+        dtype: how weights are kept: float16, float32, bfloat16 (CUDA only), int8 (CPU only, and
+            another model then: each output's weights in 255 steps), gguf (CPU only: as the file
+            has them where that is Q4_0, Q4_1 or Q8_0, else float16), or auto: on a CPU gguf, or
+            float16 if the file has no such blocks, or float32 if the CPU does not convert float16
+            by itself; bfloat16 on CUDA.
         device: cpu, or cuda:N as torch counts them.
         threads: how many compute, on a CPU.
         context_length: tokens that a slot can hold; by default as many as the model was made for.
@@ -55,10 +57,10 @@ def load_model(
     Raises:
         UserError: if the file, or what is asked of it, can't be had.
     """
-    kept = resolve_dtype(dtype, device)
     if device != "cpu":
         torch_device(device)
     source = open_model(path)
+    kept = resolve_dtype(dtype, device, in_blocks=bool(find_forms(source)))
     config = source.config.narrowed(context_length, output_size, path)
     if num_slots < 1:
         raise UserError(f"num_slots is {num_slots}: ask for at least 1")
@@ -87,7 +89,7 @@ def build(
     kept_tokens: Sequence[int] = (),
 ) -> Decoder:
     """Read weights into a decoder; as `load_model`, with a dtype that the device has."""
-    weights = DecoderWeights(source)
+    weights = DecoderWeights(source, in_blocks=dtype == "gguf")
     if device == "cpu":
         # Either brings compilers or kernels with it, of which the other has no need.
         from specpipe.models.cpu.decoder import CpuDecoder  # noqa: PLC0415
@@ -147,8 +149,13 @@ def _check_room(config: DecoderConfig, num_slots: int, dtype: str, device: str, 
         )
 
 
-def resolve_dtype(name: str, device: str) -> str:
-    """How weights are kept on a device, `auto` being the fastest that it computes with.
+def resolve_dtype(name: str, device: str, *, in_blocks: bool = False) -> str:
+    """How weights are kept on a device, `auto` being the fastest that keeps them as they are.
+
+    Args:
+        name: one of DTYPES.
+        device: cpu or cuda:N.
+        in_blocks: whether the model's file has blocks that a CPU computes with.
 
     Raises:
         UserError: for an unknown name, or one that the device can't have.
@@ -160,13 +167,22 @@ def resolve_dtype(name: str, device: str) -> str:
         raise UserError("dtype bfloat16 needs a CUDA device: use float16, float32 or int8 on a CPU")
     if name == "int8" and not on_cpu:
         raise UserError("dtype int8 is for CPUs: use bfloat16 or float16 on a CUDA device")
-    if name == "float16" and on_cpu and not has_float16():
+    if name == "gguf" and not on_cpu:
+        raise UserError("dtype gguf is for CPUs: use bfloat16 or float16 on a CUDA device")
+    if name == "gguf" and not in_blocks:
+        raise UserError(
+            "dtype gguf is for files with blocks of type Q4_0, Q4_1 or Q8_0, and this model has "
+            "none: use float16 or float32"
+        )
+    if name in ("float16", "gguf") and on_cpu and not has_float16():
         raise UserError("this CPU does not convert float16 by itself: use float32")
     if name != "auto":
         return name
     if not on_cpu:
         return "bfloat16"
-    return "float16" if has_float16() else "float32"
+    if not has_float16():
+        return "float32"
+    return "gguf" if in_blocks else "float16"
 
 
 def has_float16() -> bool:

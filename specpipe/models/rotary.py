@@ -4,10 +4,14 @@ A file says how long its context is, and files are not trusted: a table for all 
 could take any amount of memory. So it is made in steps, each when it is first needed.
 """
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
 from specpipe.models.shape import DecoderConfig
+
+Number = TypeVar("Number", bound=np.generic)
 
 _STEP = 1024  # positions; at fixed places, so that a position has the same bits however it grew
 
@@ -47,7 +51,7 @@ def to_halves(values: NDArray[np.float32], head_dim: int) -> NDArray[np.float32]
     return pairs.swapaxes(1, 2).reshape(values.shape)
 
 
-def from_halves(values: NDArray[np.float32], head_dim: int) -> NDArray[np.float32]:
+def from_halves(values: NDArray[Number], head_dim: int) -> NDArray[Number]:
     """Rows of queries or keys whose pairs lie half a head apart: arranged side by side."""
     halves = values.reshape(-1, 2, head_dim // 2, *values.shape[1:])
     return halves.swapaxes(1, 2).reshape(values.shape)

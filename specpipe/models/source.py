@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specpipe.models.draft_folder import is_draft_folder, open_draft, target_of
+from specpipe.models.gguf_blocks import BlockReader
 from specpipe.models.gguf_file import GGUFFile
 from specpipe.models.gguf_model import read_config
 from specpipe.models.hf_folder import hf_name, read_folder_config
@@ -25,10 +26,12 @@ class ModelSource:
         config: the model's shape; all weights that it calls for are there, and no others.
         read: from a name of `config.weight_shapes` to the weight, a float32 array of the
             caller's own; raises UserError if it can't be read.
+        blocks: those of a GGUF file.
     """
 
     config: DecoderConfig
     read: Callable[[str], NDArray[np.float32]]
+    blocks: BlockReader | None = None
 
 
 def open_model(path: Path) -> ModelSource:
@@ -54,4 +57,4 @@ def open_model(path: Path) -> ModelSource:
         config = read_pt_config(weights, checkpoint.shapes)
         return ModelSource(config, lambda name: checkpoint.read(pt_name(name)))
     file = GGUFFile(weights)
-    return ModelSource(read_config(file), file.dequantize)
+    return ModelSource(read_config(file), file.dequantize, BlockReader(file))

@@ -1,24 +1,31 @@
 """A model's weights as the decoders want them: fused, and queries and keys arranged.
 
-Read layer by layer, in float32, so that no more than one layer's copies are ever held.
+Read layer by layer, so that no more than one layer's copies are ever held: in float32, or in the
+file's own blocks.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from specpipe.models.gguf_blocks import Blocks, Form, joined
 from specpipe.models.rotary import from_halves
 from specpipe.models.source import ModelSource
 
 Floats = NDArray[np.float32]
+
+EMBEDDING, HEAD = "token_embd", "output"
+GROUPS = ("attn_q", "attn_k", "attn_v"), ("attn_output",), ("ffn_gate", "ffn_up"), ("ffn_down",)
+"""Matrices of a block that are kept as one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
     """A matrix [outputs, inputs], and what is added to its product: [outputs], or None."""
 
-    weight: Floats
+    weight: Floats | Blocks
     bias: Floats | None = None
 
 
@@ -29,9 +36,9 @@ class LayerWeights:
     Attributes:
         attention_norm, ffn_norm: [width].
         qkv: width -> (heads + 2 * kv_heads) * head_dim; queries and keys for interleaved rotary
-            pairs, and queries already divided by sqrt(head_dim) unless qk_norm does it.
+            pairs.
         qk_norm: [heads + kv_heads, head_dim], the weights of the norms that query and key heads
-            pass before they are rotated, or None; the division by sqrt(head_dim) is in it.
+            pass before they are rotated, or None.
         out: heads * head_dim -> width.
         gate, up: width -> ffn_width; no gate: there is none.
         down: ffn_width -> width.
@@ -47,20 +54,50 @@ class LayerWeights:
     down: Linear
 
 
+def find_forms(source: ModelSource) -> dict[str, Form]:
+    """The matrices that can be read in blocks, by their names without number, and in which form.
+
+    What is kept as one matrix has to have the same in all layers.
+    """
+    if source.blocks is None:
+        return {}
+    config, forms = source.config, dict[str, Form]()
+    layers, there = range(config.layers), config.matrices()
+    for group in GROUPS:
+        names = [name for name in group if name in there]
+        stored = [f"blk.{layer}.{name}.weight" for layer in layers for name in names]
+        if form := source.blocks.form(stored):
+            forms |= dict.fromkeys(names, form)
+    for name in (EMBEDDING,) if config.tied else (EMBEDDING, HEAD):
+        if form := source.blocks.form([f"{name}.weight"]):
+            forms[name] = form
+    return forms
+
+
 class DecoderWeights:
-    """Reads the weights of one model."""
+    """Reads the weights of one model.
 
-    def __init__(self, source: ModelSource) -> None:
+    Attributes:
+        config: the model's shape.
+        forms: of the matrices that are read as blocks, by their names without number.
+
+    Args:
+        source: where they are.
+        in_blocks: whether to read in blocks what `find_forms` finds.
+    """
+
+    def __init__(self, source: ModelSource, *, in_blocks: bool = False) -> None:
         self.config = source.config
-        self._read = source.read
+        self._read, self._blocks = source.read, source.blocks
+        self.forms = find_forms(source) if in_blocks else {}
 
-    def embedding(self) -> Floats:
+    def embedding(self) -> Floats | Blocks:
         """[vocab_size, width]."""
-        return self._read("token_embd.weight")
+        return self._matrix(EMBEDDING, f"{EMBEDDING}.weight")
 
-    def head(self) -> Floats:
+    def head(self) -> Floats | Blocks:
         """[vocab_size, width], where it isn't the embedding."""
-        return self._read("output.weight")
+        return self._matrix(HEAD, f"{HEAD}.weight")
 
     def own_head(self) -> Floats:
         """[head_ids, width], where the model has a head for some tokens."""
@@ -86,32 +123,49 @@ class DecoderWeights:
 
     def _fused(self, block: str, *names: str) -> Linear:
         """One linear layer of several that read the same."""
-        parts = [self._arranged(block, name, "weight") for name in names]
-        weight = np.concatenate(parts) if len(parts) > 1 else parts[0]
+        parts = [
+            self._arranged(name, self._matrix(name, f"{block}.{name}.weight")) for name in names
+        ]
+        weight = _one_of(parts)
         if not self.config.biases & set(names):
             return Linear(weight)
         return Linear(weight, np.concatenate([self._bias(block, name) for name in names]))
 
     def _bias(self, block: str, name: str) -> Floats:
         if name in self.config.biases:
-            return self._arranged(block, name, "bias")
+            bias = self._arranged(name, self._read(f"{block}.{name}.bias"))
+            return as_floats(bias)
         return np.zeros(self.config.matrices()[name][0], np.float32)
 
     def _qk_norm(self, block: str) -> Floats:
-        queries = self._arranged(block, "attn_q_norm", "weight")
-        keys = self._arranged(block, "attn_k_norm", "weight")
+        queries, keys = (
+            as_floats(self._arranged(name, self._read(f"{block}.{name}_norm.weight")))
+            for name in ("attn_q", "attn_k")
+        )
         return np.stack([queries] * self.config.heads + [keys] * self.config.kv_heads)
 
-    def _arranged(self, block: str, name: str, kind: str) -> Floats:
-        """A weight or bias; of queries and keys as the decoder wants them.
+    def _matrix(self, name: str, stored: str) -> Floats | Blocks:
+        if self._blocks and name in self.forms:
+            return self._blocks.read(stored)
+        return self._read(stored)
 
-        That is for interleaved rotary pairs, and queries divided by sqrt(head_dim) at the last
-        place that scales them.
-        """
-        config, values = self.config, self._read(f"{block}.{name}.{kind}")
-        is_query, is_key = name.startswith("attn_q"), name.startswith("attn_k")
-        if config.rotary_halves and (is_query or is_key):
-            values = from_halves(values, config.head_dim)
-        if is_query and config.qk_norm == name.endswith("_norm"):
-            values = values * np.float32(config.head_dim**-0.5)
-        return values
+    def _arranged(self, name: str, values: Floats | Blocks) -> Floats | Blocks:
+        """A weight or bias; of queries and keys for interleaved rotary pairs."""
+        if not self.config.rotary_halves or name not in ("attn_q", "attn_k"):
+            return values
+        if not isinstance(values, Blocks):
+            return from_halves(values, self.config.head_dim)
+        order = from_halves(np.arange(len(values)), self.config.head_dim)
+        return values[order]
+
+
+def as_floats(values: Floats | Blocks) -> Floats:
+    """A matrix in float32, however it was read."""
+    return values.floats() if isinstance(values, Blocks) else values
+
+
+def _one_of(parts: Sequence[Floats | Blocks]) -> Floats | Blocks:
+    if len(parts) == 1:
+        return parts[0]
+    blocks = [part for part in parts if isinstance(part, Blocks)]
+    return joined(blocks) if blocks else np.concatenate([as_floats(part) for part in parts])

@@ -5,8 +5,10 @@ from collections import deque
 
 from specpipe.channel import Channel
 from specpipe.errors import WorkerError
-from specpipe.messages import FromWorker, Message, Shutdown
+from specpipe.logs import log_of
+from specpipe.messages import FromWorker, Message, Role, Shutdown
 from specpipe.pulse import Pulse
+from specpipe.story import tell
 from specpipe.workers.draft import Draft
 from specpipe.workers.target import Target
 
@@ -26,7 +28,9 @@ def run_target(target: Target, channel: Channel, pulse: Pulse) -> None:
         for message in messages:
             if isinstance(message, Shutdown):
                 return
-            _send(channel, target.handle(message, max(0.0, arrived - left)), pulse)
+            tell(log_of("target"), message)
+            answers = target.handle(message, max(0.0, arrived - left))
+            _send(channel, "target", answers, pulse)
             left = time.monotonic()
 
 
@@ -51,12 +55,15 @@ def run_draft(draft: Draft, channel: Channel, pulse: Pulse) -> None:
             message = inbox.popleft()
             if isinstance(message, Shutdown):
                 return
-            _send(channel, draft.handle(message), pulse)
-        _send(channel, draft.step(interrupted), pulse)
+            tell(log_of("draft"), message)
+            _send(channel, "draft", draft.handle(message), pulse)
+        _send(channel, "draft", draft.step(interrupted), pulse)
 
 
-def _send(channel: Channel, messages: list[FromWorker], pulse: Pulse) -> None:
+def _send(channel: Channel, role: Role, messages: list[FromWorker], pulse: Pulse) -> None:
     for message in messages:
         if not channel.send(message):  # without it both sides would wait for ever
             raise WorkerError("the coordinator takes no more messages")
         pulse.answer()
+    for message in messages:  # now that nobody waits
+        tell(log_of(role), message)

@@ -27,7 +27,7 @@ def test_all_sizes_are_measured_beside_their_floor(capsys, tiny_gguf, tmp_path) 
     picture = tmp_path / "roofline.png"
     out = bench(capsys, tiny_gguf(), "--threads", "1,2", "--out", picture, "--json")
     found = json.loads(out[-1])
-    assert found["dtype"] == "float16"
+    assert found["dtype"] == "gguf"
     assert set(found["bandwidth_gb_s"]) == set(found["gflops"]) == {"1", "2"}
     assert found["load_seconds"] > 0
     assert found["resident_mb"] > 10

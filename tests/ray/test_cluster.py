@@ -1,20 +1,21 @@
 """Two real Ray nodes on this machine: the parts of a pipeline on both, TCP between them."""
 
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import ray
 import zmq
-from ray.cluster_utils import Cluster
 
 from specpipe.actors import Config, Pipeline, SamplingParams
-from specpipe.actors.cluster import ray_session
 from specpipe.actors.nodes import alive, this_node
-from specpipe.config import RayConfig
 from specpipe.errors import UserError
 from tests.prompts import prompts
 
@@ -23,15 +24,30 @@ SECOND = "second"
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """The address of a cluster of two nodes, to which this process is connected."""
-    cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}
-    )
-    cluster.add_node(num_cpus=2, node_name=SECOND)
-    with ray_session(RayConfig(address=cluster.address)):
-        yield cluster.address
-    cluster.shutdown()
+def cluster(our_ray) -> Iterator[None]:
+    """A second node beside the one that we start."""
+    address = ray.get_runtime_context().gcs_address
+    ray_start = [str(Path(sys.executable).with_name("ray")), "start", f"--address={address}"]
+    # In its own folder it notes the address where no other program of this machine looks for one.
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+        process = subprocess.Popen(
+            [
+                *ray_start,
+                "--block",
+                "--num-cpus=2",
+                f"--node-name={SECOND}",
+                f"--temp-dir={folder}",
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 60
+        while len(alive()) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield
+        process.terminate()
+        process.wait(30)
 
 
 @pytest.fixture
@@ -40,8 +56,8 @@ def config(cluster, smollm2):
         models_dir=str(smollm2.folder.parent),
         target={"device": "cpu:1"},
         draft={"model": "smollm2-pruned", "device": "cpu:0"},
-        pipeline={"policy": "take_all"},  # elastic may let such a draft rest
-        ray={"address": cluster},
+        # elastic may let such a draft rest; and other work may delay it.
+        pipeline={"policy": "take_all", "wait_timeout_s": 60.0},
     )
 
 
@@ -64,8 +80,10 @@ def actors() -> dict[str, dict[str, Any]]:
 
 
 def ports() -> set[int]:
-    """At which this program's hubs listen."""
-    hubs = (p for p in psutil.Process().children() if "specpipe.hub" in p.cmdline())
+    """At which hubs listen."""
+    hubs = [
+        p for p in psutil.process_iter(["cmdline"]) if "specpipe.hub" in (p.info["cmdline"] or [])
+    ]
     connections = [each for hub in hubs for each in hub.net_connections("tcp")]
     return {each.laddr.port for each in connections if each.status == psutil.CONN_LISTEN}
 

@@ -1,5 +1,6 @@
 """A pipeline in a Ray Data job: each row answered once, whatever becomes of a replica."""
 
+import logging
 import os
 import time
 from pathlib import Path
@@ -21,13 +22,13 @@ ROWS = 12
 
 @pytest.fixture(scope="module")
 def small_ray():
-    """A machine of two cores, as Ray sees it."""
-    ray.init(
-        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=40
-    )
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    yield
-    ray.shutdown()
+    """A Ray that somebody else started, on a machine of two cores."""
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        ray.init(address="local", num_cpus=2, **quiet)
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,7 @@ def test_a_pipeline_that_cannot_go_on_ends_the_job(small_ray, config):
     """Otherwise all further rows would be empty, and the job a success."""
     stage = SpecPipeUDF(config.override(draft={"model": "none"}), PARAMS)
     try:
-        stage._pipeline._hub._process.kill()
+        stage._pipeline._hub.kill()
         with pytest.raises(WorkerError, match="cannot go on: the coordinator's process ended"):
             stage({"prompt": column("Hello")})
     finally:
@@ -122,8 +123,10 @@ class Mortal(SpecPipeUDF):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data")  # it warns of its own settings
 def test_rows_of_a_lost_replica_are_done_again_and_none_twice(small_ray, config, written, tmp_path):
     """Ray restarts the replica; its pipeline must go with the old process and come with the new."""
+    ray.data.DataContext.get_current().enable_progress_bars = False
     rows = [{"id": i, "prompt": text} for i, text in enumerate(questions())]
     before = ours()
     dataset = ray.data.from_items(rows).map_batches(

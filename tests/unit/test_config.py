@@ -9,6 +9,7 @@ import pytest
 
 from specpipe.config import Config, DraftConfig, ModelConfig, PipelineConfig, RayConfig
 from specpipe.errors import UserError
+from specpipe.logs import LogConfig
 from specpipe.sampling import SamplingParams
 
 DEFAULT_TOML = Path(__file__).parents[2] / "configs" / "default.toml"
@@ -18,6 +19,7 @@ TABLES = {
     "sampling": SamplingParams,
     "pipeline": PipelineConfig,
     "ray": RayConfig,
+    "log": LogConfig,
 }
 
 

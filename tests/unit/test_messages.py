@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from specpipe.codec import _TAGS, MAX_INT, MAX_MESSAGE_BYTES, VERSION, decode, encode
 from specpipe.errors import ProtocolError
+from specpipe.figures import ROWS, Counts, Figures, Histogram, Recent, Times
 from specpipe.messages import (
     MAX_TEXT,
     Block,
@@ -24,11 +25,13 @@ from specpipe.messages import (
     Open,
     Origin,
     Shutdown,
+    Stats,
     Tokens,
     Verdict,
 )
 from specpipe.metrics import RequestMetrics, Source, Spans
 from specpipe.sampling import GuessLaw, Sampling, TokenLogprobs
+from specpipe.stopping import FINISH_REASONS
 
 KINDS: tuple[type[Message], ...] = tuple(
     sorted({kind for union in get_args(Message) for kind in get_args(union) or (union,)}, key=str)
@@ -106,6 +109,31 @@ PAIRS = st.lists(st.tuples(VALUES[float], VALUES[float]), max_size=4)
 VALUES[Spans] = PAIRS.map(lambda pairs: Spans([b for b, _ in pairs], [e for _, e in pairs]))
 VALUES[Block], VALUES[GuessLaw], VALUES[Verdict] = blocks(), laws(), verdicts()
 VALUES[Tokens] = tokens()
+
+
+@st.composite
+def histograms(draw: st.DrawFn) -> Histogram:
+    """As many bounds as counts, less one."""
+    bounds = draw(st.lists(VALUES[float], max_size=3))
+    return Histogram(tuple(bounds), draw(numbers(len(bounds) + 1)), draw(VALUES[float]))
+
+
+def numbers(size: int) -> st.SearchStrategy[list[int]]:
+    return st.lists(VALUES[int], min_size=size, max_size=size)
+
+
+VALUES[Histogram] = histograms()
+VALUES[Counts] = st.builds(
+    Counts,
+    generation_tokens=VALUES[int],
+    num_accepted_tokens_per_pos=numbers(3),
+    finished=numbers(len(FINISH_REASONS)),
+)
+VALUES[Times] = st.builds(
+    Times,
+    draft_step=histograms(),
+    verification=st.lists(histograms(), min_size=len(ROWS), max_size=len(ROWS)),
+)
 MESSAGES = st.one_of(*(values_of(kind) for kind in KINDS))
 
 
@@ -220,6 +248,11 @@ def nested(depth: int) -> bytes:
     return b"\x91" * depth + b"\x00"
 
 
+def figures_of(counts: Counts | None = None, times: Times | None = None, pid: int = 1) -> Figures:
+    """Those of a pipeline that has not begun."""
+    return Figures("p", pid, (), 0.0, 0, 0, counts or Counts(), times or Times(), Recent(), (), ())
+
+
 V = bytes([VERSION])
 SPOILT: dict[str, bytes] = {
     "another version": msgpack.packb([VERSION + 1, 3, 0]),
@@ -289,6 +322,12 @@ SPOILT: dict[str, bytes] = {
     "stretches that never ended": encode(
         Finish(0, "stop", "", RequestMetrics(drafting=Spans([1.0], [])))
     ),
+    "a histogram with a count too few": encode(
+        Stats(figures_of(times=Times(draft_step=Histogram((1.0,), [0]))))
+    ),
+    "verifications of other rows": encode(Stats(figures_of(times=Times(verification=[])))),
+    "requests that ended for other reasons": encode(Stats(figures_of(Counts(finished=[1])))),
+    "figures of no process": encode(Stats(figures_of(pid=-1))),
     "an array announced, not sent": b"\xdd\xff\xff\xff\xff",
     "a text announced, not sent": b"\x93" + V + b"\x03\xdb\xff\xff\xff\xff",
     "too many items": msgpack.packb([VERSION, 1, 0, 1, 1, 0, [0] * (2**21 + 1), 1]),

@@ -35,8 +35,12 @@ def take_in(
     cache: Cache,
     b: Buffers,
 ) -> None:
-    """Rotate queries and keys; put queries by key head, and keys and values into the cache."""
+    """Rotate queries and keys; put queries by key head, and keys and values into the cache.
+
+    Queries are divided by sqrt(head_dim), as all scores have to be.
+    """
     dim, group = shape.head_dim, shape.heads // shape.kv_heads
+    scale = np.float32(1 / np.sqrt(dim))
     for s in range(segments.shape[0]):
         slot, start, first_row, count = segments[s]
         for i in range(part, count, parts):
@@ -50,7 +54,7 @@ def take_in(
                 # A sequence's queries for one key head stand together, as the rows of a product.
                 at = (first_row * shape.heads + g * count * group + i * group) * dim
                 for j in range(group * dim):
-                    b.queries[at + j] = line[g * group * dim + j]
+                    b.queries[at + j] = line[g * group * dim + j] * scale
                 place = (layer * shape.slots + slot) * shape.kv_heads + g
                 key = line[(shape.heads + g) * dim : (shape.heads + g + 1) * dim]
                 value = line[(shape.heads + shape.kv_heads + g) * dim :]

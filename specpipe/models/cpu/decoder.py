@@ -31,7 +31,8 @@ class CpuDecoder(Decoder):
     Args:
         config: the model's shape, as it is to be used.
         weights: where to read its weights.
-        dtype: float16, float32 or int8.
+        dtype: float16, float32 or int8; or gguf: `weights` come in blocks where the file has such,
+            and others are kept as float16.
         num_slots: sequences that can be held at once.
         threads: how many compute.
         head_tokens, kept_tokens: see `load_model`.
@@ -50,8 +51,9 @@ class CpuDecoder(Decoder):
     ) -> None:
         super().__init__(config, dtype, num_slots, MOST_ROWS)
         self._team = Team(threads)
-        self._vocabulary = Vocabulary(weights, config, dtype, head_tokens, kept_tokens)
-        self._layers = read_layers(weights, config, dtype)
+        others = "float16" if dtype == "gguf" else dtype
+        self._vocabulary = Vocabulary(weights, config, others, head_tokens, kept_tokens)
+        self._layers = read_layers(weights, config, others)
         self._shape = _shape(config, num_slots)
         self._turns = RotaryTable(config)
         shape = self._shape
@@ -59,6 +61,13 @@ class CpuDecoder(Decoder):
         self._keys = reserve_entries((places * config.head_dim,), np.float32)
         self._values = reserve_entries((places * shape.padded_head,), np.float32)
         self._buffers = _buffers(shape, threads)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights that a pass reads."""
+        layers = self._layers
+        kept = (layers.qkv, layers.out, layers.gate_up, layers.down)
+        return sum(matrix.panels.nbytes for matrix in kept) + self._vocabulary.head_bytes
 
     def _run(self, feeds: Sequence[Feed], interrupted: Interrupted) -> list[Logits] | None:
         for feed in feeds:

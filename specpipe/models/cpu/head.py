@@ -9,10 +9,11 @@ from specpipe.models.cpu.layers import normalise_rows, run_head
 from specpipe.models.cpu.panels import Panels, padded
 from specpipe.models.cpu.state import Shape
 from specpipe.models.cpu.team import Team
+from specpipe.models.gguf_blocks import Blocks
 from specpipe.models.interface import Logits
 from specpipe.models.partial_head import MOST_SEEN, SeenTokens, covered_ids, spread
 from specpipe.models.shape import DecoderConfig
-from specpipe.models.weights import DecoderWeights, Floats, Linear
+from specpipe.models.weights import EMBEDDING, HEAD, DecoderWeights, Floats, Linear
 
 
 class Vocabulary:
@@ -21,7 +22,7 @@ class Vocabulary:
     Args:
         weights: where to read them.
         config: the model's shape.
-        dtype: how they are kept.
+        dtype: how they are kept, unless they are read in blocks.
         covered: of a head for all tokens, ids below this can be produced from the beginning,
             others once they were seen; 0: all.
         always: others that can be produced from the beginning.
@@ -37,9 +38,11 @@ class Vocabulary:
     ) -> None:
         self._config = config
         self._norm = weights.head_norm()
-        self._embedding = self._panels(weights.embedding(), dtype)
+        self._embedding = self._panels(weights.embedding(), weights.forms.get(EMBEDDING, dtype))
         # The rows for all tokens, of which those that were seen are taken.
-        self._all = self._embedding if config.tied else self._panels(weights.head(), dtype)
+        self._all = self._embedding
+        if not config.tied:
+            self._all = self._panels(weights.head(), weights.forms.get(HEAD, dtype))
         own = config.head_ids is not None
         self._head = self._panels(weights.own_head(), dtype) if own else self._all
         self._covered = covered_ids(config, covered)
@@ -52,6 +55,11 @@ class Vocabulary:
     def embed(self, tokens: NDArray[np.int64], hidden: Floats) -> None:
         """Fill hidden, float32[tokens, width]."""
         hidden[:] = self._embedding.rows(tokens)
+
+    @property
+    def head_bytes(self) -> int:
+        """What the head takes."""
+        return self._head.matrix().panels.nbytes
 
     def see(self, tokens: Sequence[int]) -> None:
         """Tokens of a text, which can be produced from then on."""
@@ -71,7 +79,7 @@ class Vocabulary:
         seen = _product(team, normed, self._seen_rows, max(1, count), wide)
         return spread(covered, self._covered, seen, self._seen.ids, self._config.output_size)
 
-    def _panels(self, matrix: Floats, dtype: str) -> Panels:
+    def _panels(self, matrix: Floats | Blocks, dtype: str) -> Panels:
         panels = Panels(1, len(matrix), self._config.width, dtype)
         panels.fill(0, Linear(matrix))
         return panels

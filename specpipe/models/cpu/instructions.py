@@ -4,19 +4,24 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from llvmlite.binding import get_host_cpu_features
+from numba import config, types
 
 LANES = 16
 
+_TOLD: str | None = vars(config)["CPU_FEATURES"]  # compiled for, if it isn't this processor
+HAS_AVX512 = "+avx512f" in _TOLD if _TOLD else bool(get_host_cpu_features().get("avx512f"))
+
 FLOAT, HALF, BYTE = ir.FloatType(), ir.HalfType(), ir.IntType(8)
-BYTES = {FLOAT: 4, HALF: 2, BYTE: 1}
 INT64, INT32 = ir.IntType(64), ir.IntType(32)
+BYTES = {FLOAT: 4, INT32: 4, HALF: 2, BYTE: 1}
 VECTOR = ir.VectorType(FLOAT, LANES)
 
 
 def element(dtype: Any) -> Any:
     """The type of an array's elements: numba knows no float16, so they come as uint16."""
-    return {types.uint16: HALF, types.int8: BYTE}.get(dtype, FLOAT)
+    kinds = {types.uint16: HALF, types.int8: BYTE, types.uint8: BYTE, types.uint32: INT32}
+    return kinds.get(dtype, FLOAT)
 
 
 def pointer(context: Any, builder: Any, signature: Any, values: Any, index: int) -> Any:
@@ -61,22 +66,53 @@ def lane_by_lane(builder: Any, vector: Any, combine: Callable[[Any, Any], Any]) 
     return result
 
 
+def repeat(
+    builder: Any, times: Any, carried: list[Any], body: Callable[[Any, list[Any]], list[Any]]
+) -> list[Any]:
+    """A loop of at least one turn.
+
+    Args:
+        builder: stands behind the loop afterwards.
+        times: how many turns, an INT64.
+        carried: vectors of floats that a turn leaves to the next.
+        body: emits a turn, given its number and them; what it returns comes in their place.
+    """
+    before, loop = builder.block, builder.append_basic_block("loop")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    turn = builder.phi(INT64)
+    turn.add_incoming(ir.Constant(INT64, 0), before)
+    phis = [builder.phi(VECTOR) for _ in carried]
+    after = body(turn, list(phis))
+    following = builder.add(turn, ir.Constant(INT64, 1))
+    end = builder.block
+    turn.add_incoming(following, end)
+    for phi, first, later in zip(phis, carried, after, strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(later, end)
+    done = builder.append_basic_block("done")
+    builder.cbranch(builder.icmp_signed("<", following, times), loop, done)
+    builder.position_at_end(done)
+    return after
+
+
 def call(builder: Any, name: str, *values: Any) -> Any:
     """An intrinsic of LLVM for floats or vectors of them, such as llvm.fma."""
     kind = values[0].type
     suffix = "f32" if kind is FLOAT else f"v{LANES}f32"
     function = ir.FunctionType(kind, [kind] * len(values))
-    return builder.call(_declared(builder.module, f"{name}.{suffix}", function), values)
+    return builder.call(declared(builder.module, f"{name}.{suffix}", function), values)
 
 
 def prefetch(builder: Any, place: Any) -> None:
     """Bring a place into the cache; it need not exist."""
     anything = BYTE.as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [anything, INT32, INT32, INT32])
-    function = _declared(builder.module, "llvm.prefetch.p0", kind)
+    function = declared(builder.module, "llvm.prefetch.p0", kind)
     read, keep, data = (ir.Constant(INT32, value) for value in (0, 3, 1))
     builder.call(function, [builder.bitcast(place, anything), read, keep, data])
 
 
-def _declared(module: Any, name: str, kind: Any) -> Any:
+def declared(module: Any, name: str, kind: Any) -> Any:
+    """An external function, or an intrinsic of LLVM."""
     return module.globals.get(name) or ir.Function(module, kind, name)

@@ -20,9 +20,12 @@ from specpipe.models.cpu.tile import (
     FEW_ROWS,
     MANY_PANELS,
     MANY_ROWS,
+    block_elements,
+    block_inputs,
     fetching_tile,
     few_rows_tile,
     many_rows_tile,
+    most_rows,
     widen,
 )
 
@@ -32,7 +35,6 @@ _TAIL = tuple(map(np.float32, (
     0.0366991972, -0.152988338, 0.185716941, -0.0379768573,
     0.12102169, 0.103420864, 0.122466817, 0.121639733,
 )))  # fmt: skip
-_LANES: Any = np.int64(LANES)  # a number to numba, and no type for which to compile again
 
 
 @compiled
@@ -54,9 +56,9 @@ def multiply(
     x[r * x_row + k] * w[p * w_panel + k * w_step + l].
 
     Args:
-        w: weights, flat: float32, or float16 as uint16.
+        w: weights, flat; of any form that a tile takes.
         w_panel: elements from a panel to the next.
-        w_step: elements from a depth to the next.
+        w_step: elements from a depth, or block, to the next.
         depth: terms of a sum.
         x: inputs, flat.
         x_row: elements from a row to the next.
@@ -75,7 +77,7 @@ def multiply(
     for panel in range(0, panels, MANY_PANELS):
         row = 0
         while row < rows:
-            height = tile_height(rows - row)
+            height = tile_height(rows - row, most_rows(w))
             many_rows_tile(
                 w, panel * w_panel, w_panel, w_step, depth,
                 x, row * x_row, x_row, height, out, row * out_row + panel * LANES, out_row,
@@ -95,37 +97,44 @@ def multiply_kept(
     panels: int,
     wide: Any,
 ) -> None:
-    """Multiply a model's panels, [panels, depth, 16], by rows; as `multiply`.
+    """Multiply a model's panels, which lie one after the other, by rows; as `multiply`.
 
     Where three tiles and more need the same weights, these are converted to float32 once, into
     `wide`, of at least MANY_PANELS * depth * 16 elements; the next are fetched meanwhile.
     """
-    size = depth * LANES
-    if rows <= 2 * MANY_ROWS or w.itemsize == wide.itemsize:
-        multiply(w, size, _LANES, depth, x, x_row, rows, out, out_row, panels)
+    size, block, inputs = panel_size(w, depth), block_elements(w), block_inputs(w)
+    if rows <= 2 * MANY_ROWS or w.dtype == wide.dtype:
+        multiply(w, size, block, depth, x, x_row, rows, out, out_row, panels)
         return
     for panel in range(0, panels, MANY_PANELS):
-        for i in range(0, MANY_PANELS * size, LANES):
-            widen(w, panel * size + i, wide, i)
+        for i in range(MANY_PANELS * depth // inputs):
+            widen(w, panel * size + i * block, wide, i * inputs * LANES)
         row = 0
-        fetched, step = (panel + MANY_PANELS) * size, LANES
+        fetched, step = (panel + MANY_PANELS) * size, (size + depth - 1) // depth
         while row < rows:
-            height = tile_height(rows - row)
+            height = tile_height(rows - row, most_rows(wide))
             fetching_tile(
-                wide, 0, size, LANES, depth,
+                wide, 0, depth * LANES, LANES, depth,
                 x, row * x_row, x_row, height, out, row * out_row + panel * LANES, out_row,
                 w, fetched, step,
             )  # fmt: skip
             row += height
-            fetched += size
+            fetched += depth * step
             if fetched >= (panel + 2 * MANY_PANELS) * size:  # all are on their way
                 step = 0
 
 
 @compiled
-def tile_height(rows: int) -> int:
+def panel_size(w: Any, depth: int) -> int:
+    """Elements of a panel of these weights."""
+    blocks: int = depth // block_inputs(w)
+    return blocks * int(block_elements(w))
+
+
+@compiled
+def tile_height(rows: int, most: int) -> int:
     """How many of `rows` rows go into the next tile: so that all are about equally high."""
-    tiles = (rows + MANY_ROWS - 1) // MANY_ROWS
+    tiles = (rows + most - 1) // most
     return (rows + tiles - 1) // tiles
 
 

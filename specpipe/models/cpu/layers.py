@@ -12,7 +12,7 @@ from specpipe.models.cpu.attention import attend, take_in
 from specpipe.models.cpu.barrier import wait_for_all
 from specpipe.models.cpu.compiled import compiled
 from specpipe.models.cpu.instructions import LANES
-from specpipe.models.cpu.kernels import gate, gelu, multiply_kept, normalise, share
+from specpipe.models.cpu.kernels import gate, gelu, multiply_kept, normalise, panel_size, share
 from specpipe.models.cpu.state import Buffers, Cache, Floats, Layers, Matrix, Shape
 
 
@@ -79,7 +79,7 @@ def run_head(
     depth, stride = normed.shape[1], logits.shape[1]
     first, last = share(stride // LANES, part, parts)
     multiply_kept(
-        panels[first * depth * LANES :], depth, normed.reshape(-1), depth, rows,
+        panels[first * panel_size(panels, depth) :], depth, normed.reshape(-1), depth, rows,
         logits.reshape(-1)[first * LANES :], stride, last - first, wide[part],
     )  # fmt: skip
     if scale.shape[0]:
@@ -110,10 +110,10 @@ def _linear(
     wide: Floats,
 ) -> None:
     """This thread's panels of a layer's matrix, times `rows` rows."""
-    stride = out.shape[1]
+    stride, panels = out.shape[1], matrix.panels
     first, last = share(stride // LANES, part, parts)
     multiply_kept(
-        matrix.panels[(layer * stride + first * LANES) * depth :], depth,
+        panels[(layer * stride // LANES + first) * panel_size(panels, depth) :], depth,
         x.reshape(-1), x.shape[1], rows,
         out.reshape(-1)[first * LANES :], stride, last - first, wide,
     )  # fmt: skip
@@ -153,12 +153,13 @@ def _inner(
 ) -> None:
     """This thread's share of the feed-forward layer's inner values: of gate, and the same of up."""
     stride, size = b.gate_up.shape[1], b.inner.shape[1]
+    panels, width = layers.gate_up.panels, shape.width
     first, last = share(size // LANES, part, parts)
     for begin in range(0, stride, size):
         columns = begin + first * LANES, begin + last * LANES
         multiply_kept(
-            layers.gate_up.panels[(layer * stride + columns[0]) * shape.width :], shape.width,
-            b.normed.reshape(-1), shape.width, rows,
+            panels[(layer * stride + columns[0]) // LANES * panel_size(panels, width) :], width,
+            b.normed.reshape(-1), width, rows,
             b.gate_up.reshape(-1)[columns[0] :], stride, last - first, b.wide[part],
         )  # fmt: skip
         _scale_and_shift(layers.gate_up, layer, rows, b.gate_up, columns[0], columns[1])

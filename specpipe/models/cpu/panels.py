@@ -1,15 +1,17 @@
 """From matrices to panels, the form in which they are multiplied; `tile.py` has it."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from specpipe.errors import UserError
+from specpipe.models.cpu.block_panels import ELEMENTS, packed, panel_shape, unpacked
 from specpipe.models.cpu.instructions import LANES
 from specpipe.models.cpu.memory import reserve_weights
 from specpipe.models.cpu.state import Layers, Matrix
 from specpipe.models.cpu.tile import BLOCK
+from specpipe.models.gguf_blocks import Blocks, Form
 from specpipe.models.shape import DecoderConfig
 from specpipe.models.weights import DecoderWeights, Floats, Linear
 
@@ -31,11 +33,16 @@ class Panels:
         layers: how many.
         outputs: of each; there are zeros up to the next multiple of 64.
         inputs: of each.
-        dtype: float32, float16, or int8: then each output has a scale of its own.
+        dtype: float32, float16, or int8: then each output has a scale of its own; or the form of
+            blocks that are put there as they are, q4 or q8.
     """
 
     def __init__(self, layers: int, outputs: int, inputs: int, dtype: str) -> None:
-        self._panels = reserve_weights((layers, padded(outputs) // LANES, inputs, LANES), dtype)
+        self._form = cast("Form", dtype) if dtype in ELEMENTS else None
+        panel = panel_shape(dtype, inputs) if self._form else (inputs, LANES)
+        self._panels = reserve_weights(
+            (layers, padded(outputs) // LANES, *panel), ELEMENTS.get(dtype, dtype)
+        )
         shape = (layers, padded(outputs)) if dtype == "int8" else (0, 0)
         self._scale = np.ones(shape, np.float32)
         self._bias = np.zeros((0, 0), np.float32)
@@ -44,12 +51,15 @@ class Panels:
         """Put a layer's matrix, or a part of it, at the output `first`, a multiple of 64.
 
         Raises:
-            UserError: if a weight does not fit into float16.
+            UserError: if a weight, or a block's scale, does not fit into float16.
         """
         weight, outputs = linear.weight, len(linear.weight)
         for start in range(0, outputs, _AT_ONCE * LANES):
             part = weight[start : start + _AT_ONCE * LANES]
-            self._store(layer, first + start, part)
+            if isinstance(part, Blocks):
+                self._store_blocks(layer, first + start, part)
+            else:
+                self._store(layer, first + start, part)
         if linear.bias is not None:
             if not len(self._bias):
                 shape = (len(self._panels), self._panels.shape[1] * LANES)
@@ -73,8 +83,19 @@ class Panels:
         if rest := len(part) % LANES:
             panels[whole, :, :rest] = part[-rest:].T
 
+    def _store_blocks(self, layer: int, first: int, part: Blocks) -> None:
+        assert self._form
+        for halves in (part.scale, part.least):
+            if halves is not None and not np.isfinite(halves).all():
+                raise UserError("a block of weights has no number for a scale: load it as float32")
+        panels = packed(part, self._form)
+        self._panels[layer, first // LANES : first // LANES + len(panels)] = panels
+
     def rows(self, outputs: NDArray[np.int64]) -> Floats:
         """Rows of the first layer's matrix as they are kept: [outputs, inputs]."""
+        if self._form:
+            panels = self._panels[0, outputs // LANES]
+            return unpacked(panels, outputs % LANES, self._form).floats()
         rows: Floats = self._panels[0, outputs // LANES, :, outputs % LANES].astype(np.float32)
         return rows * self._scale[0, outputs, None] if len(self._scale) else rows
 
@@ -90,17 +111,21 @@ class Panels:
 
 
 def read_layers(weights: DecoderWeights, config: DecoderConfig, dtype: str) -> Layers:
-    """Read all layers.
+    """Read all layers; matrices that are not read in blocks are kept as `dtype`.
 
     Raises:
         UserError: if they can't be read, or a weight does not fit into float16.
     """
     count, width = config.layers, config.width
     mixed, half = config.heads * config.head_dim, padded(config.ffn_width)
-    qkv = Panels(count, mixed + 2 * config.kv_heads * config.head_dim, width, dtype)
-    out = Panels(count, width, mixed, dtype)
-    gate_up = Panels(count, 2 * half if config.gated else half, width, dtype)
-    down = Panels(count, width, config.ffn_width, dtype)
+
+    def panels(name: str, outputs: int, inputs: int) -> Panels:
+        return Panels(count, outputs, inputs, weights.forms.get(name, dtype))
+
+    qkv = panels("attn_q", mixed + 2 * config.kv_heads * config.head_dim, width)
+    out = panels("attn_output", width, mixed)
+    gate_up = panels("ffn_up", 2 * half if config.gated else half, width)
+    down = panels("ffn_down", width, config.ffn_width)
     norms = np.empty((2, count, width), np.float32)
     turned = config.heads + config.kv_heads if config.qk_norm else 0
     qk_norm = np.empty((count if turned else 0, turned, config.head_dim), np.float32)

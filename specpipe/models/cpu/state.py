@@ -30,7 +30,8 @@ class Matrix(NamedTuple):
     """One matrix of each layer.
 
     Attributes:
-        panels: flat, [layers, panels, inputs, 16]; float32, float16 as uint16, or int8.
+        panels: flat, [layers, panels, inputs, 16], float32, float16 as uint16, or int8; or
+            [layers, panels, blocks, elements], see forms.py.
         scale: [layers, outputs in panels], by which products of int8 are multiplied; else [0, 0].
         bias: [layers, outputs in panels], or [0, 0].
     """

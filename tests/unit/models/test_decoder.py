@@ -125,6 +125,40 @@ def test_float16_weights_are_close_to_float32(tiny_gguf) -> None:
     assert not np.array_equal(half, full)
 
 
+def in_blocks(tensors) -> None:
+    """Store all matrices so that they are kept as they are, both forms among them."""
+    for name, (values, _) in tensors.items():
+        if values.ndim == 2:
+            kind = GGMLQuantizationType.Q4_1
+            if "attn_q" in name or "gate" in name:
+                kind = GGMLQuantizationType.Q4_0
+            if "attn_output" in name or not name.startswith("blk"):
+                kind = GGMLQuantizationType.Q8_0
+            tensors[name] = values, kind
+
+
+@pytest.mark.parametrize("variant", ["grouped heads", "tied head", "qwen2", "qwen3"])
+def test_weights_in_blocks_give_the_bits_of_float32(tiny_gguf, threads, variant) -> None:
+    """They are the same numbers, added in the same order, in passes of any rows."""
+    path = tiny_gguf(**VARIANTS[variant], change=in_blocks)
+    expected = logits_of(load_model(path, dtype="float32"), IDS)
+    model = load_model(path, threads=threads)
+    assert model.dtype == "gguf"
+    assert np.array_equal(logits_of(model, IDS), expected)
+    slot, start = model.open(), 0
+    for rows in [*range(17), 40]:
+        got = model.forward(slot, IDS[start : start + rows + 1], rows + 1)
+        assert np.array_equal(got, expected[start : start + rows + 1]), rows
+        model.truncate(slot, start := start + 1)
+
+
+def test_the_real_target_has_the_bits_of_float32(smollm2) -> None:
+    tokens = np.random.default_rng(1).integers(0, 49152, 60).tolist()
+    models = (load_model(smollm2.weights, dtype=dtype) for dtype in ("auto", "float32"))
+    found, expected = (logits_of(model, tokens) for model in models)
+    assert np.array_equal(found, expected)
+
+
 def test_rope_divisors_stretch_the_frequencies(tiny_gguf) -> None:
     """Llama 3 files carry them; ignored, they only show in longer texts."""
     bases = 10000.0, 500000.0
@@ -161,7 +195,7 @@ def test_bits_do_not_depend_on_how_tokens_are_fed(tiny_gguf, threads, dtype, var
             assert np.array_equal(got, expected[start : start + rows]), (start, rows)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float16", "gguf"])
 def test_real_model_has_the_same_bits_however_it_is_fed(smollm2, threads, dtype) -> None:
     model = load_model(smollm2.weights, dtype=dtype, context_length=128, threads=threads)
     tokens = np.random.default_rng(1).integers(0, 49152, 90).tolist()

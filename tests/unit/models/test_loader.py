@@ -82,7 +82,7 @@ def test_a_context_that_no_memory_holds_is_refused_before_weights_are_read(
         ({"context_length": 257}, "context length 257 .* choose 1 to 256"),
         ({"context_length": 0}, "context length 0 "),
         ({"num_slots": 0}, "num_slots is 0"),
-        ({"dtype": "int3"}, "dtype 'int3' is unknown: use auto, float16"),
+        ({"dtype": "int3"}, "dtype 'int3' is unknown: use auto, gguf, float16"),
         ({"dtype": "bfloat16"}, "bfloat16 needs a CUDA device"),
         ({"device": "tpu"}, "device 'tpu' is unknown: use cpu or cuda:N"),
         ({"device": "cuda:99"}, "device 'cuda:99' does not exist"),
@@ -104,11 +104,28 @@ def test_a_folder_must_hold_exactly_one_file(tiny_gguf, tmp_path) -> None:
         load_model(tmp_path)
 
 
+def without_blocks(tensors) -> None:
+    for name, (values, _) in tensors.items():
+        tensors[name] = values, GGMLQuantizationType.F32
+
+
 def test_auto_takes_float32_where_float16_has_no_kernel(tiny_gguf, monkeypatch) -> None:
     monkeypatch.setattr(loader, "has_float16", lambda: False)
     assert load_model(tiny_gguf()).dtype == "float32"
+    with pytest.raises(UserError, match="does not convert float16 by itself: use float32"):
+        load_model(tiny_gguf(), dtype="gguf")
     monkeypatch.setattr(loader, "has_float16", lambda: True)
-    assert load_model(tiny_gguf()).dtype == "float16"
+    assert load_model(tiny_gguf()).dtype == "gguf"
+
+
+def test_auto_takes_float16_where_the_file_has_no_blocks(tiny_gguf) -> None:
+    """Asked for by name, they are missed with a word on what there is to choose."""
+    path = tiny_gguf(change=without_blocks)
+    assert load_model(path).dtype == "float16"
+    with pytest.raises(UserError, match="this model has none: use float16 or float32"):
+        load_model(path, dtype="gguf")
+    with pytest.raises(UserError, match="dtype gguf is for CPUs"):
+        loader.resolve_dtype("gguf", "cuda:0", in_blocks=True)
 
 
 def test_the_model_tells_its_shape(tiny_gguf) -> None:

@@ -7,12 +7,16 @@ import sys
 import numpy as np
 import pytest
 import torch
+from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.quants import quantize
 
 from specpipe.errors import UserError
 from specpipe.models.cpu.instructions import LANES
 from specpipe.models.cpu.kernels import gate, gelu, multiply_kept, normalise, softmax
 from specpipe.models.cpu.panels import Panels, padded
 from specpipe.models.cpu.tile import MANY_PANELS, MANY_ROWS
+from specpipe.models.gguf_blocks import BlockReader
+from specpipe.models.gguf_file import GGUFFile
 from specpipe.models.weights import Linear
 
 DTYPES = ["float16", "float32", "int8"]
@@ -63,6 +67,31 @@ def test_a_row_has_the_same_bits_in_any_company(dtype, shape) -> None:
         first = (len(x) - count) // 2
         found = product(w, x[first : first + count], shape[0])
         assert np.array_equal(found, alone[first : first + count]), f"{count} rows"
+
+
+@pytest.mark.parametrize(
+    "kind", [GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1, GGMLQuantizationType.Q8_0]
+)
+@pytest.mark.parametrize("shape", [(64, 64), (576, 1536), (100, 96), (7, 32)])
+def test_blocks_have_the_bits_of_their_weights_in_float32(tmp_path, kind, shape) -> None:
+    """In any company, since those have: a token is the same whether weights were widened or not."""
+    writer = GGUFWriter(tmp_path / "one.gguf", "none")
+    writer.add_tensor("w", quantize(normal(*shape), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = GGUFFile(tmp_path / "one.gguf")
+    reader = BlockReader(file)
+    blocks = Panels(1, *shape, reader.form(["w"]))
+    blocks.fill(0, Linear(reader.read("w")))
+    floats, x = kept(file.dequantize("w"), "float32"), normal(4 * MANY_ROWS + 1, shape[1])
+    some = np.arange(shape[0])[::-3]
+    assert np.array_equal(blocks.rows(some), floats.rows(some))
+    expected = product(floats, x, shape[0])
+    for count in [*range(1, 2 * MANY_ROWS + 2), len(x)]:
+        found = product(blocks, x[:count], shape[0])
+        assert np.array_equal(found, expected[:count]), f"{count} rows"
 
 
 @pytest.mark.parametrize("value", [1e5, np.nan, -np.inf])
@@ -129,7 +158,7 @@ from specpipe.models.cpu.kernels import gelu
 from specpipe.models.loader import load_model
 inner = np.linspace(-14, 14, 3001, dtype=np.float32)
 gelu(inner, inner)
-model = load_model(Path(sys.argv[1]), dtype="float16")
+model = load_model(Path(sys.argv[1]), dtype="gguf")
 logits = model.forward(model.open(), list(range(40)), 40)
 np.save(sys.argv[2], np.concatenate([logits.ravel(), inner]))
 print(tile.MANY_PANELS, tile.MANY_ROWS)
@@ -138,12 +167,18 @@ print(tile.MANY_PANELS, tile.MANY_ROWS)
 
 def test_processors_with_fewer_registers_compute_the_same_bits(tiny_gguf, tmp_path) -> None:
     """Tiles are of another form there, and vectors half as long; no sum is in another order."""
+
+    def all_forms(tensors) -> None:  # queries, keys and values stay float16; others have blocks
+        for name in [name for name in tensors if "ffn_up" in name]:
+            tensors[name] = tensors[name][0], GGMLQuantizationType.Q4_1
+
+    path = tiny_gguf(change=all_forms)
     told = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16c,+sse4.2"}
     tiles, values = [], []
     for name, changed in (("own", {}), ("avx2", told)):
         found = tmp_path / f"{name}.npy"
         run = subprocess.run(
-            [sys.executable, "-c", WRITE_LOGITS, str(tiny_gguf()), str(found)],
+            [sys.executable, "-c", WRITE_LOGITS, str(path), str(found)],
             env=os.environ | changed,
             capture_output=True,
             text=True,

@@ -1,0 +1,84 @@
+"""Blocks of GGUF files: read as they are, they are the weights that the file has."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType
+
+from specpipe.errors import UserError
+from specpipe.models.gguf_blocks import BlockReader, joined
+from specpipe.models.gguf_file import GGUFFile
+from specpipe.models.loader import load_model
+from specpipe.models.source import open_model
+from specpipe.models.weights import DecoderWeights, find_forms
+
+KINDS = GGMLQuantizationType
+FORMS = {KINDS.Q4_0: "q4", KINDS.Q4_1: "q4", KINDS.Q8_0: "q8"}
+NAME = "blk.1.ffn_up.weight"
+
+
+def stored_as(kind: GGMLQuantizationType):
+    """Blocks of a kind in one matrix."""
+    return lambda tensors: tensors.update({NAME: (tensors[NAME][0], kind)})
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_a_block_has_the_weights_that_llama_cpp_reads_in_it(tiny_gguf, kind) -> None:
+    """Halves of bytes that are exchanged, or a scale for the least value: another model."""
+    file = GGUFFile(tiny_gguf(change=stored_as(kind)))
+    reader = BlockReader(file)
+    assert reader.form([NAME]) == FORMS[kind]
+    found, weights = reader.read(NAME), file.dequantize(NAME)
+    assert np.array_equal(found.floats(), weights)
+    turned = joined([found[40:], found[:8]]).floats()
+    assert np.array_equal(turned, np.concatenate([weights[40:], weights[:8]]))
+
+
+@pytest.mark.parametrize("kind", [KINDS.F16, KINDS.Q5_1])
+def test_other_types_have_no_form(tiny_gguf, kind) -> None:
+    assert BlockReader(GGUFFile(tiny_gguf(change=stored_as(kind)))).form([NAME]) is None
+
+
+def found_forms(path: Path) -> dict[str, str]:
+    return dict(find_forms(open_model(path)))
+
+
+def test_a_matrix_has_a_form_where_all_layers_and_all_its_parts_have_it(tiny_gguf) -> None:
+    """One layer in another type, read as these blocks, would be noise."""
+
+    def same(tensors) -> None:
+        for layer in range(3):
+            tensors[f"blk.{layer}.ffn_up.weight"] = tensors[NAME][0], KINDS.Q4_1  # gate: Q4_0
+
+    whole = {"attn_output": "q8", "token_embd": "q8"}  # queries, keys and values differ
+    assert found_forms(tiny_gguf("up.gguf", change=same)) == whole | {
+        "ffn_gate": "q4",
+        "ffn_up": "q4",
+    }
+    assert found_forms(tiny_gguf("one.gguf", change=stored_as(KINDS.Q4_1))) == whole
+
+
+def test_queries_and_keys_are_arranged_in_blocks_too(tiny_gguf) -> None:
+    """Qwen's rotary pairs lie half a head apart: rows in the file's order are another model."""
+
+    def same(tensors) -> None:
+        for name in [name for name in tensors if "attn_" in name and tensors[name][0].ndim == 2]:
+            tensors[name] = tensors[name][0], KINDS.Q4_1
+
+    source = open_model(tiny_gguf(architecture="qwen2", biases=True, change=same))
+    blocks, floats = (DecoderWeights(source, in_blocks=yes).layer(1).qkv for yes in (True, False))
+    assert np.array_equal(blocks.weight.floats(), floats.weight)
+    assert np.array_equal(blocks.bias, floats.bias)
+
+
+@pytest.mark.parametrize("broken", [np.inf, np.nan])
+def test_a_scale_that_is_no_number_is_refused(tiny_gguf, broken: float) -> None:
+    """It would have made one output of every pass infinite."""
+    path = tiny_gguf()
+    info = GGUFFile(path).tensors["token_embd.weight"]
+    data = bytearray(path.read_bytes())
+    data[info.offset + 34 : info.offset + 36] = np.float16(broken).tobytes()
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="no number for a scale: load it as float32"):
+        load_model(path, dtype="gguf")
