@@ -15,6 +15,8 @@ import ray
 from specpipe.config import RayConfig
 from specpipe.errors import UserError, WorkerError
 
+log = logging.getLogger(__name__)
+
 _OBJECT_STORE_BYTES = 80 * 2**20  # Ray's least: the pipeline puts nothing into it
 _CONNECT_TIMEOUT_S = 5.0
 
@@ -64,6 +66,7 @@ def _connect(config: RayConfig) -> bool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_worker_niceness", "0")
+    _keep_standard_output()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
@@ -96,6 +99,18 @@ def _connect(config: RayConfig) -> bool:
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray took it over
     _dashboard = context.dashboard_url or ""
     return address is None
+
+
+def _keep_standard_output() -> None:
+    """Let Ray log what befalls its processes: it prints that to standard output, amid an answer."""
+    from ray._private import worker  # noqa: PLC0415 (Ray has no setting for it)
+
+    def tell(data: Any, ignore_prefix: bool) -> None:
+        del ignore_prefix
+        log.debug("Ray says: %s", " ".join(data.get("lines", ())))
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = tell
 
 
 def dashboard_address() -> str | None:

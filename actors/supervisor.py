@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ from specpipe.actors.worker import DraftHost, PairHost, TargetHost, WorkerHost, 
 from specpipe.channel import network_address, worker_address
 from specpipe.config import Config, ModelConfig
 from specpipe.errors import SpecpipeError, UserError, WorkerError
+from specpipe.exhaustion import REMEDY
 from specpipe.gate import WorkerKeys, fresh_keys
 from specpipe.hub_client import HubClient
+from specpipe.machine import oom_kills
 from specpipe.messages import MAX_TEXT, Attach, Gone, Lost, Ready, Role
 from specpipe.models.store import ModelFiles
 from specpipe.pair import ModelPair
@@ -50,6 +52,13 @@ class _Running:
     started: float
     watch: Watch
     restarts: int = 0
+    oom_kills: int = field(default_factory=oom_kills)  # of this machine, when it was started
+
+    def cause(self) -> str:
+        """Why its loop has ended, in one line."""
+        if _was_killed(self.done) and oom_kills() > self.oom_kills:
+            return f"the machine ran out of memory, and the system ended a process: {REMEDY}"
+        return _cause(self.done)
 
 
 class Supervisor:
@@ -120,7 +129,7 @@ class Supervisor:
                 self._changed.wait(_WATCH_EVERY_S)
             for role, running in self._running.items():
                 if role not in self._ready and _is_done(running.done):
-                    raise _launch_error(role, running.done)
+                    raise _launch_error(role, running)
             if self._hub.ended:
                 raise WorkerError("the coordinator's process could not be started")
             if time.monotonic() > deadline:
@@ -296,7 +305,7 @@ class Supervisor:
     def _trouble(self, role: Role, running: _Running, now: float) -> str | None:
         """Why a worker has to be replaced; `now` is in seconds of our own work."""
         if _is_done(running.done):
-            return _cause(running.done)
+            return running.cause()
         unfit = self._unfit.get(role)
         if unfit and unfit.incarnation == running.incarnation:
             return unfit.cause
@@ -381,13 +390,24 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else repr(error)
 
 
-def _launch_error(role: Role, ref: Any) -> SpecpipeError:
-    """The error of a worker that died before it was ready: the user's fault, or its own."""
+def _was_killed(ref: Any) -> bool:
+    """Whether a worker's process came to an end, and not its loop alone."""
     try:
         ray.get(ref)
+    except RayTaskError:
+        return False
+    except RayError:
+        return True
+    return False
+
+
+def _launch_error(role: Role, running: _Running) -> SpecpipeError:
+    """The error of a worker that died before it was ready: the user's fault, or its own."""
+    try:
+        ray.get(running.done)
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
             return UserError(str(error.cause))
     except RayError:
         pass
-    return WorkerError(f"the {role} could not be started: {_cause(ref)}")
+    return WorkerError(f"the {role} could not be started: {running.cause()}")

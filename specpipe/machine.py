@@ -6,6 +6,7 @@ import platform
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
+_MEMINFO, _VMSTAT = Path("/proc/meminfo"), Path("/proc/vmstat")
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 LIBRARIES = (
@@ -53,3 +54,27 @@ def usable_memory() -> int:
         return min(physical_memory(), int(_CGROUP_LIMIT.read_text(encoding="utf-8")))
     except (OSError, ValueError):  # no such limit, or "max"
         return physical_memory()
+
+
+def available_memory() -> int:
+    """Bytes of memory that this process could still get without taking them from others."""
+    for line in _lines_of(_MEMINFO):
+        if line.startswith("MemAvailable:"):
+            return min(usable_memory(), int(line.split()[1]) * 1024)
+    return usable_memory()
+
+
+def oom_kills() -> int:
+    """How many processes this machine has ended for want of memory since it was started."""
+    for line in _lines_of(_VMSTAT):
+        if line.startswith("oom_kill "):
+            return int(line.split()[1])
+    return 0
+
+
+def _lines_of(file: Path) -> list[str]:
+    """Of one of the system's own files; none where there is none such."""
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []

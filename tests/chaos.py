@@ -105,7 +105,7 @@ def weather(pipeline: Pipeline, outcome: Outcome, asked: list[Asked], seed: int)
             outcome.identical += 1
         else:
             outcome.wrong.append(f"{answer.finish_reason} {answer.cause}: {answer.text!r:.80}")
-    Victims(pipeline).wait_until_up(120)
+    Victims(pipeline).wait_until_up(300)
     outcome.restarts = {role: w.incarnation - 1 for role, w in sorted(pipeline.workers.items())}
 
 
@@ -164,7 +164,7 @@ def main() -> None:
     options = parser.parse_args()
     config = Config().override(
         pipeline={"policy": "take_all"},  # elastic may let the draft rest
-        ray={"hang_timeout_s": 2.0, "launch_timeout_s": 60.0},
+        ray={"hang_timeout_s": 2.0, "launch_timeout_s": 240.0},
     )
     outcome = run(config, options.generations, options.max_tokens, options.seed)
     text = report(outcome, config, options.max_tokens)

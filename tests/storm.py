@@ -143,6 +143,6 @@ class Storm:
                 fault = self._rng.choice(self._faults)
                 self._victims.strike(fault)
                 self.struck[fault] += 1
-                self._victims.wait_until_up(120)
+                self._victims.wait_until_up(300)
         except Exception as error:  # whoever waits in vain for the storm is to hear why
             self.error = error

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from specpipe.errors import UserError
+from specpipe.exhaustion import REMEDY, is_exhaustion
 from specpipe.models.interface import SequenceModel
 
 
@@ -16,8 +17,18 @@ def load(backend: str, path: Path, **settings: Any) -> SequenceModel:
         settings: as for `load_model`.
 
     Raises:
-        UserError: if it, or what is asked of it, can't be had.
+        UserError: if it, or what is asked of it, can't be had, or it does not fit into memory.
     """
+    try:
+        return _load(backend, path, **settings)
+    except Exception as error:
+        if not is_exhaustion(error):
+            raise
+        device = settings.get("device", "cpu")
+        raise UserError(f"{path} does not fit into the memory of {device}: {REMEDY}") from error
+
+
+def _load(backend: str, path: Path, **settings: Any) -> SequenceModel:
     # Neither is imported without need: they are slow to import.
     if backend == "specpipe":
         from specpipe.models.loader import load_model  # noqa: PLC0415

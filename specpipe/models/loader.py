@@ -3,13 +3,14 @@
 Torch is imported for CUDA, and for formats that it reads: the kernels for CPUs are our own.
 """
 
+import math
 import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specpipe.errors import UserError
-from specpipe.machine import physical_memory
+from specpipe.machine import available_memory, physical_memory
 from specpipe.models.decoder import Decoder
 from specpipe.models.shape import DecoderConfig
 from specpipe.models.source import ModelSource, open_model
@@ -18,6 +19,7 @@ from specpipe.models.weights import DecoderWeights, find_forms
 if TYPE_CHECKING:
     import torch
 
+_BYTES = {"gguf": 0.5, "float16": 2, "bfloat16": 2, "float32": 4, "int8": 1}
 DTYPES = ("auto", "gguf", "float16", "float32", "bfloat16", "int8")
 
 
@@ -115,18 +117,27 @@ def build(
 
 
 def _check_room(config: DecoderConfig, num_slots: int, dtype: str, device: str, path: Path) -> None:
-    """Refuse keys and values that can't fit: a file may claim a context of any length.
+    """Refuse what can't fit: a file may claim a context of any length, or be too large by itself.
+
+    Keys and values take room as texts grow, so all memory counts for them; weights take theirs at
+    once, so only what is free does: the system would end the process, without a word.
 
     Raises:
-        UserError: if the device has less memory than they can come to take.
+        UserError: if the device has less memory than they take, or can come to take.
     """
     if device == "cpu":
-        room, number = physical_memory(), 4
+        room, free, number = physical_memory(), available_memory(), 4
     else:
         import torch  # noqa: PLC0415
 
-        room = torch.cuda.get_device_properties(torch_device(device)).total_memory
+        free, room = torch.cuda.mem_get_info(torch_device(device))
         number = 4 if dtype == "float32" else 2
+    weights = sum(math.prod(shape) for _, shape in config.weight_shapes()) * _BYTES[dtype]
+    if weights > free:
+        raise UserError(
+            f"the weights of {path} take {weights / 1e9:.1f} GB as {dtype}, and {device} has "
+            f"{free / 1e9:.1f} GB free: choose a smaller dtype or model, or free some memory"
+        )
     row = 2 * config.layers * config.kv_heads * config.head_dim * number
     if (needed := row * num_slots * config.context_length) > room:
         sequences = f" in each of {num_slots} sequences" if num_slots > 1 else ""

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from specpipe.drafting.drafter import Drafter, Proposal, Sources
+from specpipe.exhaustion import failure
 from specpipe.messages import (
-    MAX_TEXT,
     Block,
     Close,
     Closed,
@@ -175,8 +175,7 @@ class Draft:
             answers = advance(turn, chain, interrupted)
         except Exception as error:  # one request's trouble must not end the others'
             self._chains.pop(turn).drafter.close()
-            cause = f"the draft failed: {error}".splitlines()[0]
-            answers = [Failed("draft", turn, self._incarnation, cause[:MAX_TEXT])]
+            answers = [Failed("draft", turn, self._incarnation, failure("draft", error))]
         self._current = None
         return answers
 

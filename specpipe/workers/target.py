@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from specpipe.acceptance import judge
 from specpipe.errors import ProtocolError
+from specpipe.exhaustion import failure
 from specpipe.messages import (
-    MAX_TEXT,
     Close,
     Closed,
     Extend,
@@ -194,8 +194,7 @@ class Target:
     def _failed(self, message: Extend, error: Exception) -> Failed:
         if held := self._held.get(message.request):
             held.tokens.clear()  # who knows what is in there
-        cause = f"the target failed: {error}".splitlines()[0][:MAX_TEXT]
-        return Failed("target", message.request, self._incarnation, cause)
+        return Failed("target", message.request, self._incarnation, failure("target", error))
 
     def _hold(self, message: Extend) -> _Held:
         if message.request not in self._held:

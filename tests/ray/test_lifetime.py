@@ -214,28 +214,3 @@ def test_a_launch_that_takes_too_long_names_what_it_waited_for(smollm2, running_
 def test_a_resource_that_no_node_has_is_refused_at_once(alone, running_ray):
     with pytest.raises(UserError, match="asks Ray for 64 CPU, and this node has 2"):
         Pipeline.launch(alone.override(ray={"num_cpus": 64.0}))
-
-
-def test_a_worker_that_dies_is_replaced_and_the_output_is_the_same(smollm2, running_ray):
-    """A restarted target must rebuild its cache from the committed tokens, to the last bit."""
-    config = Config().override(
-        models_dir=str(smollm2.folder.parent),
-        draft={"model": "smollm2"},
-        pipeline={"policy": "take_all"},  # elastic may let such a draft rest
-    )
-    params = SamplingParams(max_tokens=120, ignore_eos=True, temperature=0.9, seed=3)
-    with Pipeline.launch(config) as pipeline:
-        (whole,) = pipeline.generate(prompts(1), params)
-        for role in ("target", "draft"):
-            with pipeline.stream(prompts(1)[0], params) as stream:
-                next(iter(stream))
-                name = next(n for n in ray.util.list_named_actors() if f"-{role}-" in n)
-                ray.kill(ray.get_actor(name))
-                assert stream.completion.token_ids == whole.token_ids
-        deadline = time.monotonic() + 90
-        while pipeline.workers["draft"].incarnation < 2 and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert pipeline.workers["target"].incarnation == 2
-        assert pipeline.alive
-        (again,) = pipeline.generate(prompts(1), PARAMS)
-        assert again.metrics.accepted > 0, "drafting resumes by itself"
