@@ -32,6 +32,7 @@ from specpipe.messages import (
 from specpipe.metrics import RequestMetrics, Source, Spans
 from specpipe.sampling import GuessLaw, Sampling, TokenLogprobs
 from specpipe.stopping import FINISH_REASONS
+from tests.fuzz import fuzz
 
 KINDS: tuple[type[Message], ...] = tuple(
     sorted({kind for union in get_args(Message) for kind in get_args(union) or (union,)}, key=str)
@@ -177,7 +178,7 @@ def test_extreme_values_round_trip() -> None:
         assert decode(encode(message)) == message
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@fuzz(300)
 @given(st.binary(max_size=60))
 @example(b"")
 @example(b"\xc1")
@@ -187,7 +188,7 @@ def test_random_bytes_are_refused(data: bytes) -> None:
     refused(data)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@fuzz(300)
 @given(MESSAGES, st.data())
 def test_spoilt_messages_are_refused_or_are_messages(message: Message, data: st.DataObject) -> None:
     """A check that misses one place, and an exception that nobody catches."""
@@ -217,7 +218,7 @@ JUNK = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@fuzz(300)
 @given(MESSAGES, JUNK, st.data())
 def test_fields_of_another_type_are_refused(
     message: Message, junk: Any, data: st.DataObject
