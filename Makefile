@@ -18,8 +18,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TARGET := saved_models/smollm2/source.json
 TEST_MODELS := $(TARGET) saved_models/smollm2-pruned/source.json
 
-.PHONY: run test test-slow test-gpu measure measure-drafters measure-peers bench distill verify \
-	simulate-grid simulate-fleet monitoring check clean
+.PHONY: run test test-slow test-gpu fuzz chaos soak bad-input measure measure-drafters measure-peers bench \
+	distill verify simulate-grid simulate-fleet monitoring check clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL:  # one pip at a time
 
@@ -34,6 +34,27 @@ test-slow: $(VENV)/.test $(TEST_MODELS)
 
 test-gpu: $(VENV)/.test $(TEST_MODELS)
 	$(BIN)/python -m pytest -m gpu
+
+# Generated input, so many times as much as in `make test`, and other each time.
+TIMES ?= 50
+
+fuzz: $(VENV)/.test $(TEST_MODELS)
+	SPECPIPE_FUZZ=$(TIMES) $(BIN)/python -m pytest -m fuzz --timeout 0
+
+# Generations while workers are killed and stopped: the report goes into docs/faults.
+chaos: $(VENV)/.test $(TARGET)
+	$(BIN)/python -m tests.chaos --out docs/faults/chaos.md
+
+# The table of all bad input that the tests try.
+bad-input: $(VENV)/.test $(TEST_MODELS)
+	$(BIN)/python -m pytest tests/unit tests/cli -p tests.refusals \
+		--refusals docs/faults/bad-input.md
+
+# An hour of mixed load, or as many minutes as are named.
+MINUTES ?= 60
+
+soak: $(VENV)/.test $(TARGET)
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) --out docs/faults/soak.md
 
 measure: $(VENV)/.test $(TARGET)
 	$(BIN)/python -m tests.measure_handover

@@ -180,6 +180,7 @@ def main() -> None:
     text = report(outcome, config, options.max_tokens)
     print(text)
     if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(text, encoding="utf-8")
     sys.exit(not outcome.good)
 

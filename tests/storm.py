@@ -43,7 +43,7 @@ class Victims:
     def strike(self, fault: str) -> None:
         """Do one of FAULTS."""
         how, roles = FAULTS[fault]
-        pids = {role: self._pid(role) for role in roles}
+        pids = {role: self.pid(role) for role in roles}
         for role, pid in pids.items():
             if how in {"stop", "pause"}:
                 _send(pid, signal.SIGSTOP)
@@ -75,19 +75,19 @@ class Victims:
                 raise TimeoutError(f"workers that are not back: {self._pipeline.workers}")
             time.sleep(0.02)
 
-    def _host(self, role: Role) -> Any:
-        return self._pipeline._supervisor._running[role].host
-
-    def _incarnation(self, role: Role) -> int:
-        return self._pipeline._supervisor._running[role].incarnation
-
-    def _pid(self, role: Role) -> int | None:
-        """None while it is starting."""
+    def pid(self, role: Role) -> int | None:
+        """A worker's process; None while it is starting."""
         with suppress(RayError, GetTimeoutError):
             asked = self._host(role).__ray_call__.remote(lambda _: os.getpid())
             pid: int = ray.get(asked, timeout=1.0)
             return pid
         return None
+
+    def _host(self, role: Role) -> Any:
+        return self._pipeline._supervisor._running[role].host
+
+    def _incarnation(self, role: Role) -> int:
+        return self._pipeline._supervisor._running[role].incarnation
 
     def _kill(self, role: Role, pid: int | None) -> None:
         if pid is None:

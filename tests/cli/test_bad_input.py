@@ -10,6 +10,7 @@ import psutil
 import pytest
 import torch
 
+from tests import refusals
 from tests.unit.models.test_pt_checkpoint import Program
 
 SPECPIPE = [sys.executable, "-c", "from specpipe.cli.main import main; main()"]
@@ -40,6 +41,7 @@ def assert_refused(result, *fragments):
     assert result.stdout == ""
     lines = result.stderr.strip().splitlines()
     assert len(lines) == 1, result.stderr
+    refusals.note(lines[0])
     for fragment in fragments:
         assert fragment in lines[0]
 
@@ -76,6 +78,10 @@ FLAGS = {
     "no such policy": (["--policy", "elastik"], ["'elastik'", "elastic"]),
     "policy without a length": (["--policy", "serial"], ["'serial'", "serial:4"]),
     "no such flag": (["--lookahaed", "3"], ["--lookahaed"]),
+    "one file for record and trace": (
+        ["--record", "a.json", "--trace", "./a.json"],
+        ["record and trace", "a.json"],
+    ),
     "two prompts": (["--prompt-file", "x.txt"], ["--prompt", "--prompt-file"]),
     "raw, and a system message": (["--raw", "--system", "Be brief."], ["--raw", "--system"]),
     "no such file": (["--config", "absent.toml"], ["absent.toml"]),

@@ -32,6 +32,7 @@ from specpipe.messages import (
 from specpipe.metrics import RequestMetrics, Source, Spans
 from specpipe.sampling import GuessLaw, Sampling, TokenLogprobs
 from specpipe.stopping import FINISH_REASONS
+from tests.fuzz import fuzz
 
 KINDS: tuple[type[Message], ...] = tuple(
     sorted({kind for union in get_args(Message) for kind in get_args(union) or (union,)}, key=str)
@@ -177,7 +178,7 @@ def test_extreme_values_round_trip() -> None:
         assert decode(encode(message)) == message
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@fuzz(300)
 @given(st.binary(max_size=60))
 @example(b"")
 @example(b"\xc1")
@@ -187,7 +188,7 @@ def test_random_bytes_are_refused(data: bytes) -> None:
     refused(data)
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@fuzz(300)
 @given(MESSAGES, st.data())
 def test_spoilt_messages_are_refused_or_are_messages(message: Message, data: st.DataObject) -> None:
     """A check that misses one place, and an exception that nobody catches."""
@@ -217,7 +218,7 @@ JUNK = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@fuzz(300)
 @given(MESSAGES, JUNK, st.data())
 def test_fields_of_another_type_are_refused(
     message: Message, junk: Any, data: st.DataObject
@@ -278,8 +279,8 @@ SPOILT: dict[str, bytes] = {
     "an extension for an id": msgpack.packb([*wire(Close(1))[:-1], msgpack.ExtType(5, b"")]),
     "a time stamp for an id": msgpack.packb([*wire(Close(1))[:-1], msgpack.Timestamp(1)]),
     "a map for an id": msgpack.packb([*wire(Close(1))[:-1], {}]),
-    "bytes for tokens": msgpack.packb([VERSION, 1, 0, 1, 1, 0, b"\x01", 1]),
-    "true among tokens": msgpack.packb([VERSION, 1, 0, 1, 1, 0, [1, True], 1]),
+    "bytes for tokens": encode(Commit(0, 1, 1, 0, b"\x01", 1, 1)),  # type: ignore[arg-type]
+    "true among tokens": encode(Commit(0, 1, 1, 0, (1, True), 1, 1)),
     "an unknown reason": msgpack.packb([*wire(Exhausted(0, 0, 0, "stop"))[:-1], "weather"]),
     "bytes for a reason": msgpack.packb([*wire(Exhausted(0, 0, 0, "stop"))[:-1], b"stop"]),
     "a text too long": encode(Failed("draft", 0, 0, "x" * (MAX_TEXT + 1))),
@@ -330,7 +331,7 @@ SPOILT: dict[str, bytes] = {
     "figures of no process": encode(Stats(figures_of(pid=-1))),
     "an array announced, not sent": b"\xdd\xff\xff\xff\xff",
     "a text announced, not sent": b"\x93" + V + b"\x03\xdb\xff\xff\xff\xff",
-    "too many items": msgpack.packb([VERSION, 1, 0, 1, 1, 0, [0] * (2**21 + 1), 1]),
+    "too many items": encode(Commit(0, 1, 1, 0, (0,) * (2**21 + 1), 1, 1)),
     "too many bytes": b"\x00" * (MAX_MESSAGE_BYTES + 1),
     "two messages": encode(Close(1)) * 2,
     "nested without end": nested(10**5),

@@ -9,11 +9,12 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFReader
 from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import _type_traits, dequantize
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from specpipe.errors import UserError
 from specpipe.models.gguf_file import MAX_VALUES, GGUFFile
+from tests.fuzz import fuzz
 
 
 def text(value: str) -> bytes:
@@ -184,9 +185,7 @@ def test_a_download_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
             GGUFFile(path)
 
 
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@fuzz(300)
 @given(
     flips=st.lists(
         st.tuples(st.integers(0, len(GOOD) - 163), st.integers(0, 255)), min_size=1, max_size=8
