@@ -137,8 +137,6 @@ def _plan(options: dict[str, Any]) -> "Plan":
     from specpipe.pair import ModelPair  # noqa: PLC0415
 
     config = _seeded(configure(_with_tokens(options)))
-    if config.names_nodes:
-        raise UserError("bench gives the same devices to all in turn: leave the models' nodes out")
     asked = _names(options["scenarios"], "--scenarios", SCENARIOS) or list(SCENARIOS)
     peers = options["peers"].split(",") if options["peers"] else []
     lengths = _lengths(options["lengths"])

@@ -273,6 +273,7 @@ def main() -> None:
     policies = {name: make_policy(name)}
     record, trace = settings.pop("record", None), settings.pop("trace", None)
     about: dict[str, str] = settings.pop("about", {})
+    pid: int = settings.pop("pid")  # of whoever is served
     logs.set_up(logs.LogConfig(**settings.pop("log", {})), "coordinator", directory.name)
     try:
         with ExitStack() as files:
@@ -289,7 +290,7 @@ def main() -> None:
                 coordinator,
                 time.monotonic(),
                 pipeline=directory.name,
-                pid=os.getppid(),
+                pid=pid,
                 settings=about | {"policy": name},
             )
             reporting = Reporting(statistics, user, Window(directory, statistics.figures))

@@ -70,7 +70,11 @@ class HubClient:
         most_waiting: int = 1024,
     ) -> None:
         self._address = hub_address(directory)
-        self._settings = settings | {"directory": str(directory), "cores": list(cores)}
+        self._settings = settings | {
+            "directory": str(directory),
+            "cores": list(cores),
+            "pid": os.getpid(),
+        }
         self._most_waiting = most_waiting
         self._outbox: deque[ToHub] = deque()
         self._sinks: dict[int, Sink] = {}

@@ -114,6 +114,11 @@ def layouts(config: Config, placement: Placement) -> dict[str, Config]:
             f"remember is {config.draft.remember}: here each prompt is answered many times, and "
             "past answers would be its guesses; leave --remember out"
         )
+    if config.names_nodes:
+        raise UserError(
+            "a model is on a node of its own: here all devices are given to all in turn, so leave "
+            "--target-node and --draft-node out"
+        )
     pipeline = replace(config.pipeline, max_num_seqs=1, record=None, trace=None)
     pair = replace(
         config,

@@ -52,10 +52,10 @@ def test_a_ray_that_does_not_answer_is_a_failure(capsys, tmp_path, monkeypatch, 
     assert address in findings["Ray"]["told"]
 
 
-def _one_too_many(extend):
-    def wrong(self, message, idle):
-        verdict = extend(self, message, idle)
-        if getattr(verdict, "accepted", None) == 0 and len(message.tokens) > 1:
+def _one_too_many(answer):
+    def wrong(self, work, begun, idle):
+        verdict = answer(self, work, begun, idle)
+        if getattr(verdict, "accepted", None) == 0 and len(work.message.tokens) > 1:
             object.__setattr__(verdict, "accepted", 1)
         return verdict
 
@@ -69,7 +69,7 @@ def _raises(*_, **__):
 @pytest.mark.parametrize(
     ("place", "name", "wrong"),
     [
-        (Target, "_extend", _one_too_many(Target._extend)),
+        (Target, "_answer", _one_too_many(Target._answer)),
         (tiny, "make_pair", _raises),
     ],
     ids=["accepts one too many", "a kernel that is not there"],

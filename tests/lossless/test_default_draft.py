@@ -52,6 +52,7 @@ def test_it_guesses_what_its_target_says(pair) -> None:
     assert judged.acceptance["hybrid"] > judged.acceptance["ngram"]
 
 
+@pytest.mark.slow
 def test_as_a_model_of_transformers_it_says_the_same(pair) -> None:
     """A peer that is assisted by another draft than ours, or by one with its heads turned."""
     draft = load_model(pair.draft.weights, dtype="float32", context_length=64)

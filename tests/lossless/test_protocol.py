@@ -303,6 +303,15 @@ def _forgetful_stop(cut: Any, rule: StopRule, tokens: Sequence[int], left: int) 
     return cut(rule, tokens, left)
 
 
+def _rows_swapped(compute: Any, target: Target, works: Sequence[Any]) -> None:
+    """Of sequences that share a pass, each gets the other's rows."""
+    compute(target, works)
+    alike = [work for work in works if work.rows == works[0].rows]
+    rows = [work.logits for work in alike]
+    for work, logits in zip(alike, [*rows[1:], *rows[:1]], strict=True):
+        work.logits = logits
+
+
 def _laws_swapped(extend: Any, sequence: SequenceState, *args: Any) -> Extend:
     message: Extend = extend(sequence, *args)
     return replace(message, laws=message.laws[::-1])
@@ -336,6 +345,7 @@ PLANTED: dict[str, Patch] = {
     "penalties see later guesses": _sees_too_much,
     "penalties miss the block": wrapped(Target, "handle", _sees_committed_only),
     "stop texts end with the verdict": wrapped(StopRule, "cut", _forgetful_stop),
+    "rows of other sequences": wrapped(Target, "_compute", _rows_swapped),
     "laws of other guesses": wrapped(SequenceState, "_extend", _laws_swapped),
     "waits again after a timer": wrapped(Coordinator, "_on_timer", _patient),
     "limit told with new tokens only": wrapped(SequenceState, "news", _never_resumed),

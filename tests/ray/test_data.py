@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import ray
 import ray.data
@@ -14,6 +13,7 @@ import ray.data
 from specpipe.actors import Config, Pipeline, SamplingParams
 from specpipe.actors.data import SpecPipeUDF
 from specpipe.errors import UserError, WorkerError
+from tests.marked import MARK, running
 from tests.prompts import prompts
 
 PARAMS = SamplingParams(max_tokens=16, temperature=0.8, seed=7)
@@ -26,6 +26,7 @@ def small_ray():
     quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv(MARK, ours())
         ray.init(address="local", num_cpus=2, **quiet)
         yield
         ray.shutdown()
@@ -95,6 +96,7 @@ def test_a_pipeline_that_cannot_go_on_ends_the_job(small_ray, config):
     """Otherwise all further rows would be empty, and the job a success."""
     stage = SpecPipeUDF(config.override(draft={"model": "none"}), PARAMS)
     try:
+        assert len(pipelines()) == 2, "a hub and a target"
         stage._pipeline._hub.kill()
         with pytest.raises(WorkerError, match="cannot go on: the coordinator's process ended"):
             stage({"prompt": column("Hello")})
@@ -128,7 +130,6 @@ def test_rows_of_a_lost_replica_are_done_again_and_none_twice(small_ray, config,
     """Ray restarts the replica; its pipeline must go with the old process and come with the new."""
     ray.data.DataContext.get_current().enable_progress_bars = False
     rows = [{"id": i, "prompt": text} for i, text in enumerate(questions())]
-    before = ours()
     dataset = ray.data.from_items(rows).map_batches(
         Mortal,
         fn_constructor_args=(tmp_path, config, PARAMS),
@@ -144,13 +145,18 @@ def test_rows_of_a_lost_replica_are_done_again_and_none_twice(small_ray, config,
     assert len(list(tmp_path.iterdir())) >= 3, "two replicas and the mark of a death"
     del dataset
     deadline = time.monotonic() + 30
-    while ours() - before and time.monotonic() < deadline:
+    while pipelines() and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert ours() - before == set(), "pipelines outlived the job"
+    assert pipelines() == set(), "pipelines outlived the job"
 
 
-def ours() -> set[int]:
-    """Hubs and models that run."""
-    names = ("specpipe.hub", "WorkerHost")
-    lines = {p.pid: " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])}
-    return {pid for pid, line in lines.items() if any(name in line for name in names)}
+def pipelines() -> set[str]:
+    """What lives of pipelines: models, by Ray's names, and hubs."""
+    actors = {each["name"] for each in ray.util.list_named_actors(all_namespaces=True)}
+    hubs = {line for line in running(ours()) if "specpipe.hub" in line}
+    return hubs | {name for name in actors if name.startswith("specpipe-")}
+
+
+def ours() -> str:
+    """What the processes that this one starts are marked with."""
+    return str(os.getpid())

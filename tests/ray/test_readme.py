@@ -1,6 +1,5 @@
 """The programs in README.md: each runs as it stands there, says something, and leaves nothing."""
 
-import contextlib
 import os
 import re
 import subprocess
@@ -9,8 +8,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+
+from tests.marked import MARK, running
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S)
@@ -30,16 +30,6 @@ def name_of(block: str) -> str:
 EXAMPLES = {name_of(block): block for block in BLOCKS}
 
 
-def processes_of(mark: str) -> list[str]:
-    """The programs that were started with this mark in their environment, by whomever."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("SPECPIPE_EXAMPLE") == mark:
-                found.append(" ".join(process.info["cmdline"] or [])[:80])
-    return found
-
-
 def test_each_way_to_embed_has_an_example():
     """A block that is no longer found is no longer run."""
     assert len(EXAMPLES) == len(BLOCKS)
@@ -53,7 +43,7 @@ def test_an_example_runs_and_leaves_nothing(name, smollm2):
     with tempfile.TemporaryDirectory(prefix="example-") as folder:
         environment = os.environ | {
             "SPECPIPE_MODELS": str(smollm2.folder.parent),
-            "SPECPIPE_EXAMPLE": folder,
+            MARK: folder,
             "TMPDIR": folder,
             "RAY_ADDRESS": "local",
             "RAY_worker_niceness": "0",
@@ -71,7 +61,7 @@ def test_an_example_runs_and_leaves_nothing(name, smollm2):
         assert "Traceback" not in run.stderr
         assert len(run.stdout.split()) > 5
         deadline = time.monotonic() + 20
-        while processes_of(folder) and time.monotonic() < deadline:
+        while running(folder) and time.monotonic() < deadline:
             time.sleep(0.2)
-        assert processes_of(folder) == []
+        assert running(folder) == []
         assert list(Path(folder).glob("specpipe-*")) == []

@@ -248,5 +248,7 @@ def test_closing_does_not_wait_for_a_hub_that_takes_nothing(
     begun = time.monotonic()
     hub.close()
     assert time.monotonic() - begun < 20
-    assert not any(in_group(process, group) for process in psutil.process_iter())
+    while any(in_group(process, group) for process in psutil.process_iter()):
+        assert time.monotonic() - begun < 30, "the hub outlived its program"
+        time.sleep(0.01)
     assert updates.qsize() == 100

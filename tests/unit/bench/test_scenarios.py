@@ -75,3 +75,6 @@ def test_what_would_make_the_figures_worthless_is_refused() -> None:
     config = Config().override(draft={"model": "none"})
     with pytest.raises(UserError, match="without a draft"):
         layouts(config, placed(config))
+    config = Config().override(draft={"node": "elsewhere"})
+    with pytest.raises(UserError, match="leave --target-node and --draft-node out"):
+        layouts(config, placed(config))
