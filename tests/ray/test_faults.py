@@ -1,5 +1,6 @@
 """Workers that are killed and stopped: the text stays the same, and nothing is left behind."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -202,6 +203,8 @@ def test_a_million_prompts_are_taken_one_after_the_other(pipeline):
         assert not traces().more_than(before, megabytes=30, files=2)
         enough.set()
         thread.join()
+        many = asyncio.run(narrow.generate_async(["Hello"] * 40, SamplingParams(max_tokens=1)))
+        assert len({completion.text for completion in many}) == 1
 
 
 def is_hub(process, folder):

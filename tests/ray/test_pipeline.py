@@ -1,5 +1,6 @@
 """The whole pipeline with real models: same output as the target alone, and nothing left behind."""
 
+import asyncio
 import json
 import os
 import threading
@@ -233,6 +234,25 @@ def test_a_stream_left_early_is_aborted_and_its_slot_is_free_for_the_next(pipeli
         next(iter(stream))
     assert stream.completion.finish_reason == "abort"
     assert pipeline.generate(prompts(1), GREEDY)[0].finish_reason in {"stop", "length"}
+
+
+def test_asyncio_gets_the_same_answers_and_pieces(pipeline, reference):
+    """Sinks run in another thread than the event loop, which is to be woken and not held up."""
+
+    async def all_answers():
+        whole = await pipeline.generate_async(prompts(3), GREEDY)
+        async with pipeline.stream_async(prompts(1)[0], GREEDY) as stream:
+            pieces = [piece async for piece in stream]
+        async with pipeline.stream_async("Count from 1 to 1000.", GREEDY) as left:
+            async for _ in left:
+                break
+        return whole, pieces, await stream.completion(), await left.completion()
+
+    whole, pieces, streamed, left = asyncio.run(all_answers())
+    assert [content(c) for c in whole] == reference[GREEDY]
+    assert content(streamed) == reference[GREEDY][0]
+    assert "".join(pieces) == streamed.text
+    assert left.finish_reason in {"abort", "length"}
 
 
 def test_a_bad_prompt_among_good_ones_starts_nothing(pipeline):
