@@ -116,7 +116,7 @@ def test_a_draft_on_another_node_guesses_and_changes_nothing(config, written):
         for metrics in (each.metrics for each in completions):
             assert (metrics.timeouts, metrics.protocol_errors) == (0, 0)
             assert metrics.accepted > 0
-            assert 0 < metrics.overlap < 1
+            assert 0 < metrics.overlap <= 1
         psutil.Process(actors()["draft"]["Pid"]).kill()
         (again,) = pipeline.generate(prompts(1), PARAMS)
         assert again.token_ids == written[0]
