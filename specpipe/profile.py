@@ -53,10 +53,10 @@ def read_profile(path: str | Path) -> Profile:
     hardware = Hardware(
         _number(data, "step_ms", path, above=0.0) / 1000,
         _passes(data.get("passes_ms"), path),
-        _number(data, "grain", path, default=0.0, most=1.0),
-        _number(data, "latency_ms", path, default=0.0) / 1000,
-        _number(data, "contention", path, default=0.0),
-        _number(data, "jitter", path, default=0.0, most=1.0),
+        grain=_number(data, "grain", path, default=0.0, most=1.0),
+        latency=_number(data, "latency_ms", path, default=0.0) / 1000,
+        contention=_number(data, "contention", path, default=0.0),
+        jitter=_number(data, "jitter", path, default=0.0, most=1.0),
     )
     acceptance = None
     if "acceptance" in data:

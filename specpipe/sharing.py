@@ -133,7 +133,7 @@ class Sharing:
         if not lacking or not step.weight:
             return False
         worked = max(each.step_age for each in lacking)
-        seconds = max(0.0, len(lacking) * step.value - worked)
+        seconds = max(0.0, step.value - worked)  # of one pass for all
         return len(lacking) * self._alpha > rate * (seconds + len(lacking) * row_cost)
 
     @property

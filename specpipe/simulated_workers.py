@@ -42,7 +42,8 @@ class Hardware:
     """How long things take; seconds.
 
     Attributes:
-        step: one draft step.
+        step: one draft step, of one sequence.
+        step_row: what each further sequence adds to a step, as a part of it.
         passes: (rows, seconds) of the target's forward pass, by rising rows; straight lines between
             and beyond. A block of m guesses needs m + 1 rows.
         grain: at which parts of a step the draft looks for commits: 0 drops a step at once, 0.25 at
@@ -54,6 +55,7 @@ class Hardware:
 
     step: float
     passes: tuple[tuple[int, float], ...]
+    step_row: float = 0.0
     grain: float = 0.0
     latency: float = 0.0
     contention: float = 0.0
@@ -62,7 +64,11 @@ class Hardware:
     @classmethod
     def of_ratio(cls, c: float, row_cost: float = 0.0, *, grain: float = 0.0) -> "Hardware":
         """Draft steps of 1 ms, passes of c ms; each further row costs a part of the first one."""
-        return cls(1e-3, ((1, c * 1e-3), (2, c * (1 + row_cost) * 1e-3)), grain)
+        return cls(1e-3, ((1, c * 1e-3), (2, c * (1 + row_cost) * 1e-3)), grain=grain)
+
+    def step_seconds(self, sequences: int) -> float:
+        """The time of a draft step for so many sequences."""
+        return self.step * (1 + (sequences - 1) * self.step_row)
 
     def pass_seconds(self, rows: int) -> float:
         """The time of a forward pass over so many rows, the draft at rest."""
@@ -132,7 +138,7 @@ class _Chain:
 
 
 class DraftModel:
-    """Speaks the draft's side of the protocol, as workers/draft.py does; sequences take turns.
+    """Speaks the draft's side of the protocol, as workers/draft.py does: a step guesses for all.
 
     Its tokens are just right or wrong.
 
@@ -147,9 +153,9 @@ class DraftModel:
     def __init__(self, world: World, fates: Callable[[int], Fates]) -> None:
         self._world, self._fates = world, fates
         self._inbox: deque[Message] = deque()
-        self._chains: dict[int, _Chain] = {}  # whose turn is next comes first
+        self._chains: dict[int, _Chain] = {}
         self.busy = False
-        self._current = -1  # whose step is in progress
+        self._current: list[int] = []  # whose step is in progress
         self._pass = 0  # the number of the step that counts; another one was dropped
         self._began = self._ends = 0
 
@@ -166,7 +172,7 @@ class DraftModel:
                 self._ends = moment
 
     def _outdates(self, message: Message) -> bool:
-        if not isinstance(message, Open | Commit | Close) or message.request != self._current:
+        if not isinstance(message, Open | Commit | Close) or message.request not in self._current:
             return False
         if not isinstance(message, Commit):
             return True
@@ -174,36 +180,37 @@ class DraftModel:
 
     def _next_look(self) -> int:
         """When the step in progress can be dropped."""
-        now, grain = self._world.now, self._world.hardware.grain
-        if not grain or now == self._began:
+        now, hardware = self._world.now, self._world.hardware
+        if not hardware.grain or now == self._began:
             return now
-        part = ticks(grain * self._world.hardware.step)
+        part = ticks(hardware.grain * hardware.step_seconds(len(self._current)))
         return self._began - (self._began - now) // part * part
 
     def _drop(self, number: int) -> None:
         if number == self._pass:
             self.busy = False
-            self._note_stretch(self._chains[self._current])
+            for request in self._current:
+                self._note_stretch(self._chains[request])
             self._go_on()
 
     def _go_on(self) -> None:
         """Read what came, then say who can't go on, or begin a step."""
         while self._inbox:
             self._read(self._inbox.popleft())
-        world, turn = self._world, None
+        world, self._current = self._world, []
         for request, chain in self._chains.items():
             if chain.length < chain.limit:
-                turn = request if turn is None else turn
+                self._current.append(request)
             elif chain.told < chain.serial:
                 chain.told = chain.serial
                 world.tell(Exhausted(request, 1, chain.serial, "limit"))
-        if turn is None:
+        if not self._current:
             return
-        self._chains[turn] = self._chains.pop(turn)
-        self.busy, self._current = True, turn
+        self.busy = True
         self._pass += 1
         self._began = world.now
-        self._ends = world.now + world.duration(world.hardware.step)
+        seconds = world.hardware.step_seconds(len(self._current))
+        self._ends = world.now + world.duration(seconds)
         world.at(self._ends, STEP_ENDS, self._end, self._pass)
 
     def _read(self, message: Message) -> None:
@@ -224,11 +231,15 @@ class DraftModel:
         chain.stretches.append((self._began * TICK_S, self._world.now * TICK_S))
 
     def _end(self, number: int) -> None:
-        """One more token."""
+        """One more token for each."""
         if number != self._pass:
             return
         self.busy = False
-        request, chain = self._current, self._chains[self._current]
+        for request in self._current:
+            self._guess(request, self._chains[request])
+        self._go_on()
+
+    def _guess(self, request: int, chain: _Chain) -> None:
         self._note_stretch(chain)
         position, token = chain.length, WRONG
         if chain.wrong_at == _INFINITE:
@@ -249,7 +260,6 @@ class DraftModel:
                 *(("model",), begun, ended),
             )
         )
-        self._go_on()
 
 
 def _contradicts(chain: _Chain, commit: Commit) -> bool:

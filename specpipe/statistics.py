@@ -118,6 +118,7 @@ class Statistics:
         self._times = Times()
         self._busy = {role: BusyTime() for role in _ROLES}
         self._pass: _Pass | None = None
+        self._step_begun = 0.0  # when the draft's latest step began
         self._ready: dict[Role, Ready] = {}
         self._extends: dict[int, Extend] = {}  # by request
         self._unread: dict[int, float] = {}  # when requests came that the target knows nothing of
@@ -187,7 +188,8 @@ class Statistics:
             busy.add(begun, ended)
         earlier = len(event.begun) - len(event.tokens)
         for i, source in enumerate(event.sources, earlier):
-            if source == "model":
+            if source == "model" and event.begun[i] != self._step_begun:  # one for all its guesses
+                self._step_begun = event.begun[i]
                 self._times.draft_step.add(event.ended[i] - event.begun[i])
 
     def _on_answer(self, event: Verdict | Progress, now: float) -> None:

@@ -16,6 +16,7 @@ PAIRS, SLOTS, REQUESTS, ACCEPTANCE = 64, 8, 10_000, 0.56
 HARDWARE = Hardware(
     1.5e-3,
     ((1, 19e-3), (4, 22e-3), (8, 28e-3), (16, 44e-3), (32, 76e-3)),
+    step_row=0.32,
     contention=0.05,
     latency=1e-4,
     jitter=0.05,

@@ -144,6 +144,8 @@ class ToyModel:
         if self.fails_shared and len(feeds) > 1:
             self.fails_shared = False
             raise RuntimeError("out of memory for so many")
+        if interrupted is not None and interrupted():
+            return None
         before = {feed.slot: self.length(feed.slot) for feed in feeds}
         try:
             found = [self.forward(feed.slot, feed.tokens, feed.rows) for feed in feeds]

@@ -23,7 +23,7 @@ from specpipe.calibration import Calibration
 from specpipe.drafting.ngram import Experience, Finding, NGrams
 from specpipe.drafting.past_outputs import PastOutputs
 from specpipe.metrics import SOURCES, Source
-from specpipe.models.interface import SequenceModel
+from specpipe.models.interface import Feed, Interrupted, Logits, SequenceModel
 from specpipe.models.slots import Slots, common_length
 from specpipe.sampler import Guess, Sampler
 from specpipe.sampling import GuessLaw, Sampling
@@ -119,6 +119,11 @@ class Sources:
         """
         return Drafter(self, sampling, tokens, guessed)
 
+    def forward(self, feeds: Sequence[Feed], interrupted: Interrupted) -> list[Logits] | None:
+        """One pass of the model for several drafters; see SequenceModel.forward_all."""
+        assert self.model is not None
+        return self.model.forward_all(feeds, interrupted)
+
     def gain(self, chance: float) -> float:
         """What asking the model is expected to add to a guess of this chance."""
         if not self.chances:  # nothing known: as if all chances were equally frequent
@@ -190,27 +195,30 @@ class Drafter:
                 break
         return run
 
-    def compute(
-        self, tokens: Sequence[int], chunk: int, interrupted: Callable[[], bool] | None
-    ) -> Proposal | None:
-        """One pass of the model; once its cache has all tokens but the last, it yields a guess.
+    def lacks(self, tokens: Sequence[int]) -> int:
+        """How many tokens of a chain the model must be fed before it can guess the next."""
+        assert self._model is not None
+        return len(tokens) - self._model.length(self._slot)
+
+    def feed(self, tokens: Sequence[int], chunk: int) -> Feed:
+        """What the model is to be fed of a chain in the next pass: so many tokens at most.
+
+        Where that is all that it lacks, a row of logits is wanted: `guess` takes it.
+        """
+        assert self._model is not None
+        length = self._model.length(self._slot)
+        fed = tokens[length : length + chunk]
+        self.feeds_to = length + len(fed)
+        return Feed(self._slot, fed, 1 if self.feeds_to == len(tokens) else 0)
+
+    def guess(self, tokens: Sequence[int], logits: Logits, begun: float) -> Proposal:
+        """The guess for the position behind a chain, all of which the model was fed.
 
         Args:
             tokens: the chain.
-            chunk: most tokens fed.
-            interrupted: asked now and then; once it says yes, the pass is dropped.
-
-        Returns:
-            None if the pass was dropped, or if there are more tokens to be fed.
+            logits: float32[1, vocabulary], what its last token brought.
+            begun: when that pass began.
         """
-        assert self._model is not None
-        begun, length = self._sources.clock(), self._model.length(self._slot)
-        fed = tokens[length : length + chunk]
-        self.feeds_to = length + len(fed)
-        rows = 1 if self.feeds_to == len(tokens) else 0
-        logits = self._model.forward(self._slot, fed, rows, interrupted)
-        if not rows or logits is None:
-            return None
         position = len(tokens)
         guess = self._sampler.guess(logits[-1], position, tokens)
         chance = self._sources.calibration.chance(guess.confidence)
@@ -224,6 +232,13 @@ class Drafter:
         self._pending[position] = _Pending(chance, drawn, said, found)
         guess = guess._replace(confidence=chance)
         return Proposal(guess, "model", begun, self._sources.clock())
+
+    def compute(self, tokens: Sequence[int], chunk: int) -> Proposal | None:
+        """A pass of the model for this chain alone; None if there is more to be fed."""
+        begun, feed = self._sources.clock(), self.feed(tokens, chunk)
+        logits = self._sources.forward([feed], None)
+        assert logits is not None
+        return self.guess(tokens, logits[0], begun) if feed.rows else None
 
     def settle(self, start: int, tokens: Sequence[int]) -> None:
         """Learn from what was committed at the positions from `start` on.

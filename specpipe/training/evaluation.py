@@ -241,7 +241,7 @@ def _guess(drafter: Drafter, known: Sequence[int]) -> Guess | None:
     if not drafter.computes:
         found = drafter.look_up(known, 1, may_compute=False)
         return found[0].guess if found else None
-    while (proposal := drafter.compute(known, _CHUNK, None)) is None:
+    while (proposal := drafter.compute(known, _CHUNK)) is None:
         pass
     return proposal.guess
 

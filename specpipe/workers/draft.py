@@ -11,6 +11,7 @@ from (drafting/): `handle` takes one message, `step` makes one unit of progress.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from specpipe.drafting.drafter import Drafter, Proposal, Sources
 from specpipe.exhaustion import failure
@@ -30,6 +31,9 @@ from specpipe.messages import (
     Resync,
 )
 from specpipe.metrics import Source
+from specpipe.models.interface import Logits
+
+_LITTLE = 16  # tokens: who lacks no more than these shares a pass with others
 
 
 @dataclass(slots=True)
@@ -107,7 +111,7 @@ class Draft:
         self._prefill_chunk = prefill_chunk
         self._clock = clock
         self._chains: dict[int, _Chain] = {}  # whose turn is next comes first
-        self._current: int | None = None
+        self._current: list[int] = []  # whose tokens the pass in progress feeds
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -141,7 +145,7 @@ class Draft:
         ahead. But not while the chain is being opened: reading the tokens takes longer than the
         target needs for its next one, so the draft would begin again for ever.
         """
-        if not isinstance(message, Open | Commit | Close) or message.request != self._current:
+        if not isinstance(message, Open | Commit | Close) or message.request not in self._current:
             return False
         if not isinstance(message, Commit):
             return True
@@ -153,7 +157,7 @@ class Draft:
         return at < chain.drafter.feeds_to or (guessing and chain.opened)
 
     def step(self, interrupted: Callable[[], bool] | None = None) -> list[FromWorker]:
-        """Look up, feed one chunk or draft one token, for the sequence whose turn it is.
+        """Look up for the sequence whose turn it is, or run the model for all that lack little.
 
         `interrupted` is asked during the model's pass; once it says yes, the pass is dropped.
         """
@@ -168,15 +172,14 @@ class Draft:
         turn = next((r for r, chain in self._chains.items() if not self._rests(chain)), None)
         if turn is None:
             return []
-        self._current = turn
-        chain = self._chains[turn] = self._chains.pop(turn)
-        try:
-            advance = self._advance if chain.looked else self._look_up
-            answers = advance(turn, chain, interrupted)
-        except Exception as error:  # one request's trouble must not end the others'
-            self._chains.pop(turn).drafter.close()
-            answers = [Failed("draft", turn, self._incarnation, failure("draft", error))]
-        self._current = None
+        if not self._chains[turn].looked:
+            self._chains[turn] = self._chains.pop(turn)
+            return self._guarded(turn, self._look_up)
+        self._current = self._batch(turn)
+        for request in self._current:
+            self._chains[request] = self._chains.pop(request)
+        answers = self._advance(self._current, interrupted)
+        self._current = []
         return answers
 
     def _open(self, message: Open) -> None:
@@ -216,11 +219,35 @@ class Draft:
         chain.looked = not chain.drafter.looks_up
         return []
 
-    def _look_up(
-        self, request: int, chain: _Chain, interrupted: Callable[[], bool] | None
+    def _guarded(
+        self, request: int, work: Callable[[int, _Chain], list[FromWorker]]
     ) -> list[FromWorker]:
+        """Work for a request, whose trouble must not end the others'."""
+        try:
+            return work(request, self._chains[request])
+        except Exception as error:
+            return self._failed(request, error)
+
+    def _failed(self, request: int, error: Exception) -> list[FromWorker]:
+        self._chains.pop(request).drafter.close()
+        return [Failed("draft", request, self._incarnation, failure("draft", error))]
+
+    def _batch(self, turn: int) -> list[int]:
+        """Who takes part in the model's next pass: who needs much of it, alone."""
+
+        def lacks(chain: _Chain) -> int:
+            return chain.drafter.lacks(chain.tokens)
+
+        if lacks(self._chains[turn]) > _LITTLE:
+            return [turn]
+        return [
+            request
+            for request, chain in self._chains.items()
+            if not self._rests(chain) and chain.looked and lacks(chain) <= _LITTLE
+        ]
+
+    def _look_up(self, request: int, chain: _Chain) -> list[FromWorker]:
         """Guess what takes no pass of the model; if nothing does, say what comes instead."""
-        del interrupted  # it takes microseconds
         room = self._room(chain)
         found = chain.drafter.look_up(chain.tokens, room, may_compute=chain.may_compute())
         if found:
@@ -233,15 +260,36 @@ class Draft:
         return [Computing(request, self._incarnation, chain.serial)]
 
     def _advance(
-        self, request: int, chain: _Chain, interrupted: Callable[[], bool] | None
+        self, requests: Sequence[int], interrupted: Callable[[], bool] | None
     ) -> list[FromWorker]:
-        """One pass of the model: once its cache has all tokens but the last, it yields a guess."""
-        begun = self._clock()
-        made = chain.drafter.compute(chain.tokens, self._prefill_chunk, interrupted)
-        if made is None:
-            chain.begun.append(begun)
-            chain.ended.append(self._clock())
-            return []
+        """One pass of the model: once its cache has all tokens of a chain, it yields a guess.
+
+        Where it fails, one for each, so that only the culprit fails.
+        """
+        begun, answers = self._clock(), list[FromWorker]()
+        chains = [self._chains[request] for request in requests]
+        try:
+            feeds = [chain.drafter.feed(chain.tokens, self._prefill_chunk) for chain in chains]
+            found = self._sources.forward(feeds, interrupted)
+        except Exception as error:
+            if len(requests) == 1:
+                return self._failed(requests[0], error)
+            for request in requests:
+                answers += self._advance([request], interrupted)
+            return answers
+        for i, (request, chain) in enumerate(zip(requests, chains, strict=True)):
+            if found is None or not feeds[i].rows:
+                chain.begun.append(begun)
+                chain.ended.append(self._clock())
+            else:
+                take = partial(self._take_guess, logits=found[i], begun=begun)
+                answers += self._guarded(request, take)
+        return answers
+
+    def _take_guess(
+        self, request: int, chain: _Chain, logits: Logits, begun: float
+    ) -> list[FromWorker]:
+        made = chain.drafter.guess(chain.tokens, logits, begun)
         return [*self._opened(request, chain), self._block(request, chain, [made])]
 
     def _block(self, request: int, chain: _Chain, proposals: Sequence[Proposal]) -> Block:

@@ -1,50 +1,11 @@
 """Bad input gets one line that names the value, exit code 2, and leaves nothing behind."""
 
-import os
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
-
-import psutil
 import pytest
 import torch
 
-from tests import refusals
+from tests.marked import nothing_left
+from tests.programs import specpipe
 from tests.unit.models.test_pt_checkpoint import Program
-
-SPECPIPE = [sys.executable, "-c", "from specpipe.cli.main import main; main()"]
-
-
-def specpipe(*args, stdin="", cwd=None, **env):
-    return subprocess.run(
-        [*SPECPIPE, *args],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | env,
-        timeout=60,
-        check=False,
-    )
-
-
-def traces():
-    """What a run could leave behind: Ray's processes, our socket folders."""
-    names = {"raylet", "gcs_server"}
-    processes = {p.pid for p in psutil.process_iter(["name"]) if p.info["name"] in names}
-    return processes, set(Path(tempfile.gettempdir()).glob("specpipe-*"))
-
-
-def assert_refused(result, *fragments):
-    assert result.returncode == 2, result.stderr
-    assert result.stdout == ""
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, result.stderr
-    refusals.note(lines[0])
-    for fragment in fragments:
-        assert fragment in lines[0]
-
 
 FLAGS = {
     "no such model": (["--target", "smolm2"], ["'smolm2'", "smollm2"]),
@@ -88,88 +49,112 @@ FLAGS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def whole(tmp_path):
+    """Whatever is refused leaves nothing behind.
+
+    `tmp_path` first, which is to be where it always is.
+    """
+    with nothing_left():
+        yield
+
+
+@pytest.fixture
+def models(smollm2):
+    return ("--models-dir", smollm2.folder.parent)
+
+
 @pytest.mark.parametrize("case", FLAGS)
-def test_a_bad_flag_is_named_with_its_remedy(case, smollm2):
+def test_a_bad_flag_is_named_with_its_remedy(case, models, refused):
     flags, fragments = FLAGS[case]
-    before = traces()
-    result = specpipe("run", "--models-dir", smollm2.folder.parent, "--prompt", "Hello", *flags)
-    assert_refused(result, *fragments)
-    assert traces() == before
+    line = refused("run", *models, "--prompt", "Hello", *flags)
+    assert [fragment for fragment in fragments if fragment not in line] == [], line
 
 
-def test_an_unknown_setting_says_which_was_meant(tmp_path, smollm2):
+def test_the_program_itself_refuses(models):
+    """What is refused in the test's own process, and in the user's is a traceback."""
+    result = specpipe("run", *models, "--prompt", "Hello", "--target", "smolm2")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("specpipe: there is no model 'smolm2'")
+    assert result.stderr.count("\n") == 1
+
+
+def test_an_unknown_setting_says_which_was_meant(tmp_path, refused):
     (tmp_path / "mine.toml").write_text("[pipeline]\nlookahed = 3\n")
-    result = specpipe("run", "--config", tmp_path / "mine.toml", "--prompt", "Hello")
-    assert_refused(result, "lookahed", "mine.toml", "lookahead")
+    line = refused("run", "--config", tmp_path / "mine.toml", "--prompt", "Hello")
+    assert "pipeline.lookahed" in line
+    assert "mine.toml: did you mean lookahead?" in line
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n"])
-def test_an_empty_prompt_is_refused_on_both_ways_in(prompt, smollm2):
-    models = ("--models-dir", smollm2.folder.parent)
-    assert_refused(specpipe("run", *models, "--prompt", prompt), "prompt is empty")
-    assert_refused(specpipe("run", *models, stdin=prompt), "prompt is empty")
+def test_an_empty_prompt_is_refused_on_both_ways_in(prompt, models, refused):
+    assert "prompt is empty" in refused("run", *models, "--prompt", prompt)
+    assert "prompt is empty" in refused("run", *models, stdin=prompt)
 
 
-def test_a_prompt_file_that_cannot_be_read_is_refused(tmp_path, smollm2):
-    run = ("run", "--models-dir", smollm2.folder.parent, "--prompt-file")
+def test_a_prompt_file_that_cannot_be_read_is_refused(tmp_path, models, refused):
+    run = ("run", *models, "--prompt-file")
     (tmp_path / "latin").write_bytes("é".encode("latin-1"))
     (tmp_path / "empty").write_bytes(b"")
-    assert_refused(specpipe(*run, tmp_path / "absent"), "absent", "No such file")
-    assert_refused(specpipe(*run, tmp_path), str(tmp_path), "directory")
-    assert_refused(specpipe(*run, tmp_path / "latin"), "latin", "UTF-8")
-    assert_refused(specpipe(*run, tmp_path / "empty"), "prompt is empty")
-    assert_refused(specpipe(*run, tmp_path / "empty", "--system", "Be brief."), "prompt is empty")
+    assert "absent: No such file" in refused(*run, tmp_path / "absent")
+    assert f"{tmp_path}: Is a directory" in refused(*run, tmp_path)
+    assert "UTF-8" in refused(*run, tmp_path / "latin")
+    assert "prompt is empty" in refused(*run, tmp_path / "empty")
+    assert "prompt is empty" in refused(*run, tmp_path / "empty", "--system", "Be brief.")
 
 
-def test_a_prompt_beyond_the_context_is_refused_before_anything_starts(smollm2):
-    result = specpipe("run", "--models-dir", smollm2.folder.parent, stdin="word " * 9000)
-    assert_refused(result, "8192")
+def test_a_prompt_beyond_the_context_is_refused_before_anything_starts(models, refused):
+    assert "8192" in refused("run", *models, stdin="word " * 9000)
 
 
-def test_a_truncated_model_is_refused(tmp_path, smollm2):
+def test_a_truncated_model_is_refused(tmp_path, smollm2, refused):
     whole = smollm2.weights.read_bytes()
     (tmp_path / "cut.gguf").write_bytes(whole[: len(whole) // 2])
-    result = specpipe("run", "--no-draft", "--target", tmp_path / "cut.gguf", "--prompt", "Hello")
-    assert_refused(result, "cut.gguf")
+    run = ("run", "--no-draft", "--prompt", "Hello", "--target")
+    assert "cut.gguf" in refused(*run, tmp_path / "cut.gguf")
 
 
-def test_a_corrupt_model_is_refused(tmp_path):
+def test_a_corrupt_model_is_refused(tmp_path, refused):
     (tmp_path / "bad.gguf").write_bytes(b"GGUF\x03\0\0\0" + b"\xff" * 4096)
-    result = specpipe("run", "--no-draft", "--target", tmp_path / "bad.gguf", "--prompt", "Hello")
-    assert_refused(result, "bad.gguf")
+    run = ("run", "--no-draft", "--prompt", "Hello", "--target")
+    assert "bad.gguf" in refused(*run, tmp_path / "bad.gguf")
 
 
-def test_a_checkpoint_that_holds_a_program_is_refused_and_the_program_not_run(tmp_path):
+def test_a_checkpoint_that_holds_a_program_is_refused_and_the_program_not_run(tmp_path, refused):
     proof, path = tmp_path / "it ran", tmp_path / "main_model.pt"
     torch.save({"model_state_dict": {"rms_f.weight": Program(proof)}}, path)
-    for command in (["run", "--no-draft", "--target", path], ["models", "show", path]):
+    for command in (["run", "--no-draft", "--prompt", "Hello", "--target"], ["models", "show"]):
         (tmp_path / "main_config.json").write_text("{}")
-        assert_refused(specpipe(*command), "main_model.pt", "more than tensors")
+        line = refused(*command, path)
+        assert "main_model.pt" in line
+        assert "more than tensors" in line
         (tmp_path / "main_config.json").unlink()
-        assert_refused(specpipe(*command), "main_model.pt")
+        assert "main_model.pt" in refused(*command, path)
     assert not proof.exists()
 
 
-def test_a_folder_without_weights_is_refused(tmp_path):
+def test_a_folder_without_weights_is_refused(tmp_path, refused):
     (tmp_path / "hollow").mkdir()
-    result = specpipe("run", "--no-draft", "--target", tmp_path / "hollow", "--prompt", "Hello")
-    assert_refused(result, "hollow")
+    run = ("run", "--no-draft", "--prompt", "Hello", "--target")
+    assert "hollow" in refused(*run, tmp_path / "hollow")
 
 
-def test_vocabularies_that_differ_are_refused_with_the_first_difference(tmp_path, smollm2):
+def test_vocabularies_that_differ_are_refused_with_the_first_difference(
+    tmp_path, smollm2, models, refused
+):
     other = smollm2.weights.read_bytes().replace(b"<|im_start|>", b"<|im_stort|>", 1)
     (tmp_path / "other.gguf").write_bytes(other)
-    models = ("--models-dir", smollm2.folder.parent)
-    result = specpipe("run", *models, "--draft", tmp_path / "other.gguf", "--prompt", "Hello")
-    assert_refused(result, "<|im_start|>", "<|im_stort|>", "1")
+    line = refused("run", *models, "--draft", tmp_path / "other.gguf", "--prompt", "Hello")
+    assert "token 1 is '<|im_stort|>'" in line
+    assert "in the target '<|im_start|>'" in line
 
 
-def test_pruning_refuses_layers_that_are_not_there(smollm2):
-    models = ("--models-dir", smollm2.folder.parent)
-    result = specpipe("models", "prune", "smollm2", "--layers", "0-40", "--out", "x", *models)
-    assert_refused(result, "40")
+def test_pruning_refuses_layers_that_are_not_there(models, refused):
+    prune = ("models", "prune", "smollm2", "--out", "x", *models)
+    assert "40" in refused(*prune, "--layers", "0-40")
 
 
-def test_fetching_an_unknown_model_names_those_there_are(tmp_path):
-    result = specpipe("models", "fetch", "gpt-7", "--models-dir", tmp_path)
-    assert_refused(result, "gpt-7", "smollm2")
+def test_fetching_an_unknown_model_names_those_there_are(tmp_path, refused):
+    line = refused("models", "fetch", "gpt-7", "--models-dir", tmp_path)
+    assert "gpt-7" in line
+    assert "smollm2" in line

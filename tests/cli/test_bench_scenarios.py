@@ -13,8 +13,7 @@ from specpipe.bench.journal import NAME
 from specpipe.bench.report import PICTURES
 from specpipe.bench.scenarios import SCENARIOS
 from specpipe.cli.main import cli, main
-
-SPECPIPE = [sys.executable, "-c", "from specpipe.cli.main import main; main()"]
+from tests.programs import SPECPIPE
 
 
 def start(smollm2, folder, *flags):

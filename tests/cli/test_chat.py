@@ -2,24 +2,24 @@
 
 import os
 import re
-import sys
 
 import pexpect
 import psutil
 import pytest
 
-SPECPIPE = "from specpipe.cli.main import main; main()"
+from tests.programs import SPECPIPE
+
 READY = "\n> "
 
 
 @pytest.fixture
 def terminal(smollm2):
     """A chat on one core, ready for its first line."""
-    args = ["-c", SPECPIPE, "run", "--models-dir", str(smollm2.folder.parent)]
+    args = [*SPECPIPE[1:], "run", "--models-dir", str(smollm2.folder.parent)]
     args += ["--drafter", "ngram", "--system", "You are terse.", "--show-accepted"]
     args += ["--max-tokens", "400", "--ignore-eos"]
     environment = os.environ | {"TERM": "dumb"}
-    child = pexpect.spawn(sys.executable, args, env=environment, encoding="utf-8", timeout=60)
+    child = pexpect.spawn(SPECPIPE[0], args, env=environment, encoding="utf-8", timeout=60)
     child.expect("Ctrl-D leaves")
     child.expect("> ")
     yield child
@@ -75,8 +75,8 @@ def test_a_conversation(terminal):
 @pytest.mark.parametrize("flags", [["--raw"], ["--json"], ["--n", "2", "--temperature", "1"]])
 def test_what_has_no_meaning_in_a_chat_is_refused(flags, smollm2):
     """A flag that is taken and does nothing."""
-    args = ["-c", SPECPIPE, "run", "--models-dir", str(smollm2.folder.parent), *flags]
-    child = pexpect.spawn(sys.executable, args, encoding="utf-8", timeout=60)
+    args = [*SPECPIPE[1:], "run", "--models-dir", str(smollm2.folder.parent), *flags]
+    child = pexpect.spawn(SPECPIPE[0], args, encoding="utf-8", timeout=60)
     child.expect(pexpect.EOF)
     child.wait()
     assert child.exitstatus == 2

@@ -9,8 +9,7 @@ import click
 import pytest
 
 from specpipe.cli.main import COMMANDS, cli
-
-SPECPIPE = "from specpipe.cli.main import main; main()"
+from tests.programs import SPECPIPE
 
 
 def commands(command=cli, path="specpipe"):
@@ -33,7 +32,7 @@ def in_words(*words):
         "COMP_CWORD": str(len(words)),
     }
     result = subprocess.run(
-        [sys.executable, "-c", SPECPIPE],
+        SPECPIPE,
         capture_output=True,
         text=True,
         env=environment,

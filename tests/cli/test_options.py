@@ -1,24 +1,9 @@
 """Flags of the sampler: each reaches the configuration, and each wrong value is one line."""
 
-import sys
-
 import click
 import pytest
 
-from specpipe.cli.main import main
 from specpipe.cli.options import configure, pipeline_options, sampling_options
-
-
-def refused(capsys, monkeypatch, *args):
-    """The one line with which a command line is refused."""
-    monkeypatch.setattr(sys, "argv", ["specpipe", *map(str, args)])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    said = capsys.readouterr()
-    assert (caught.value.code, said.out) == (2, "")
-    (line,) = said.err.strip().splitlines()
-    return line
-
 
 WRONG = {
     "top_k is -1": ["--top-k=-1"],
@@ -44,13 +29,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize("fragment", WRONG)
-def test_wrong_value_is_named(fragment, capsys, monkeypatch, smollm2):
+def test_wrong_value_is_named(fragment, refused, smollm2):
     models = ("--models-dir", smollm2.folder.parent)
     flags = WRONG[fragment]
-    assert fragment in refused(capsys, monkeypatch, "run", "--prompt", "Hi", *models, *flags)
+    assert fragment in refused("run", "--prompt", "Hi", *models, *flags)
 
 
-def test_verify_refuses_what_it_cannot_compare(capsys, monkeypatch, smollm2, tmp_path):
+def test_verify_refuses_what_it_cannot_compare(refused, smollm2, tmp_path):
     """A law is kept by rejection, its very tokens are not; and without a draft there is no pair."""
     (tmp_path / "p").write_text('{"prompt": "Hi"}\n')
     command = ("verify", "--prompts", tmp_path / "p", "--models-dir", smollm2.folder.parent)
@@ -60,9 +45,9 @@ def test_verify_refuses_what_it_cannot_compare(capsys, monkeypatch, smollm2, tmp
             *("--acceptance", "rejection", "--temperature", "0.7")
         ],
     }.items():
-        assert fragment in refused(capsys, monkeypatch, *command, *flags)
+        assert fragment in refused(*command, *flags)
     (tmp_path / "p").write_text("Hi\n")
-    assert "line 1 of" in refused(capsys, monkeypatch, *command)
+    assert "line 1 of" in refused(*command)
 
 
 def test_every_sampling_flag_reaches_the_configuration():

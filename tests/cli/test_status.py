@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 import time
 
 import pexpect
@@ -12,9 +11,9 @@ import pytest
 from specpipe.channel import Channel, socket_directory, worker_address
 from specpipe.hub_client import HubClient
 from specpipe.messages import Attach, Ready, Submit
+from tests.programs import SPECPIPE
 from tests.toys import sampling
 
-SPECPIPE = [sys.executable, "-c", "from specpipe.cli.main import main; main()"]
 SETTINGS = {
     **{"policy": "take_all", "lookahead": 8, "prefill_chunk": 16, "wait_timeout_s": 1.0},
     "about": {"model": "toy", "draft_model": ""},

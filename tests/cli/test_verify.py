@@ -4,12 +4,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 
-SPECPIPE = [sys.executable, "-c", "from specpipe.cli.main import main; main()"]
+from tests.programs import SPECPIPE
 
 
 def start(smollm2, tmp_path, *flags):

@@ -336,7 +336,7 @@ def write_drafted(policy: Policy, params: Sampling, rng: random.Random, sources:
 
     def guess() -> None:
         if not look_up():
-            made = drafter.compute(chain(), 99, None)
+            made = drafter.compute(chain(), 99)
             assert made is not None
             waiting.append(made.guess)
         look_up()

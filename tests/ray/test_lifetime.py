@@ -5,20 +5,18 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import ray
 
 from specpipe.actors import Config, Pipeline, SamplingParams
 from specpipe.errors import UserError, WorkerError
+from tests.marked import nothing_left
+from tests.programs import SPECPIPE
 from tests.prompts import prompts
 
-SPECPIPE = [sys.executable, "-c", "from specpipe.cli.main import main; main()"]
 PARAMS = SamplingParams(max_tokens=64, ignore_eos=True)
 
 
@@ -28,27 +26,14 @@ def alone(smollm2):
     return Config().override(models_dir=str(smollm2.folder.parent), draft={"model": "none"})
 
 
-@pytest.fixture
-def nothing_left():
-    """Fails the test if a process, thread or folder of ours outlives it."""
+@pytest.fixture(autouse=True)
+def whole(tmp_path):
+    """Fails a test that leaves something behind.
 
-    def traces():
-        names = ("raylet", "gcs_server", "specpipe.hub")
-        lines = [(p.pid, " ".join(p.info["cmdline"] or [])) for p in _processes()]
-        processes = {pid for pid, line in lines if any(name in line for name in names)}
-        threads = {t.name for t in threading.enumerate() if t.name.startswith("specpipe")}
-        return processes, threads, set(Path(tempfile.gettempdir()).glob("specpipe-*"))
-
-    before = traces()
-    yield
-    deadline = time.monotonic() + 10  # Ray takes a moment to notice
-    while traces() != before and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert traces() == before
-
-
-def _processes():
-    return [p for p in psutil.process_iter(["cmdline", "status"]) if p.info["status"] != "zombie"]
+    `tmp_path` first, which is to be where it always is.
+    """
+    with nothing_left():
+        yield
 
 
 def start(smollm2, *flags):
@@ -66,7 +51,7 @@ def start(smollm2, *flags):
     return process
 
 
-def test_ctrl_c_ends_a_run_soon_and_cleanly(smollm2, nothing_left):
+def test_ctrl_c_ends_a_run_soon_and_cleanly(smollm2):
     """1.6 s on a quiet machine, nearly all of it Ray's own end; a hang takes much longer."""
     process = start(smollm2)
     begun = time.monotonic()
@@ -77,7 +62,7 @@ def test_ctrl_c_ends_a_run_soon_and_cleanly(smollm2, nothing_left):
 
 
 @pytest.mark.slow
-def test_sigterm_ends_a_run_soon_and_cleanly(smollm2, nothing_left):
+def test_sigterm_ends_a_run_soon_and_cleanly(smollm2):
     """Ray would take the signal over, and the program would not unwind."""
     process = start(smollm2, "--no-draft")
     begun = time.monotonic()
@@ -87,14 +72,14 @@ def test_sigterm_ends_a_run_soon_and_cleanly(smollm2, nothing_left):
     assert process.returncode == 143
 
 
-def test_a_run_that_is_killed_takes_its_processes_with_it(smollm2, nothing_left):
+def test_a_run_that_is_killed_takes_its_processes_with_it(smollm2):
     process = start(smollm2, "--no-draft")
     process.kill()
     process.communicate(timeout=10)
 
 
 @pytest.mark.slow
-def test_a_reader_that_goes_away_ends_the_run(smollm2, nothing_left):
+def test_a_reader_that_goes_away_ends_the_run(smollm2):
     """`specpipe run | head -1` must not leave workers behind, nor a traceback."""
     process = start(smollm2, "--no-draft")
     process.stdout.close()
@@ -104,7 +89,7 @@ def test_a_reader_that_goes_away_ends_the_run(smollm2, nothing_left):
 
 
 @pytest.mark.slow
-def test_an_exception_in_the_embedding_program_ends_everything(alone, nothing_left):
+def test_an_exception_in_the_embedding_program_ends_everything(alone):
     def embed():
         with Pipeline.launch(alone) as pipeline:
             next(iter(pipeline.stream(prompts(1)[0], PARAMS)))
@@ -116,7 +101,7 @@ def test_an_exception_in_the_embedding_program_ends_everything(alone, nothing_le
 
 
 @pytest.mark.slow
-def test_a_ray_that_was_running_is_used_and_left_running(alone, nothing_left):
+def test_a_ray_that_was_running_is_used_and_left_running(alone):
     """Ending a Ray that is not ours would take other people's work down with it."""
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
@@ -153,7 +138,7 @@ def started_ray(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_ray_at_an_address_is_used_and_left_running(alone, nothing_left, started_ray):
+def test_a_ray_at_an_address_is_used_and_left_running(alone, started_ray):
     """Ray sends its token to `auto` alone, and turned us away at its own address."""
     flags = ["--no-draft", "--max-tokens", "4", "--prompt", "Hello", "--address", started_ray]
     models = ["--models-dir", alone.models_dir]
@@ -165,7 +150,7 @@ def test_a_ray_at_an_address_is_used_and_left_running(alone, nothing_left, start
 
 
 @pytest.mark.slow
-def test_the_last_of_two_pipelines_ends_the_ray_that_the_first_one_started(alone, nothing_left):
+def test_the_last_of_two_pipelines_ends_the_ray_that_the_first_one_started(alone):
     """Otherwise closing one pipeline would pull Ray from under the other."""
     first = Pipeline.launch(alone)
     with Pipeline.launch(alone) as second:
@@ -174,7 +159,7 @@ def test_the_last_of_two_pipelines_ends_the_ray_that_the_first_one_started(alone
     assert not ray.is_initialized()
 
 
-def test_a_ray_that_does_not_start_is_one_line(alone, nothing_left, monkeypatch):
+def test_a_ray_that_does_not_start_is_one_line(alone, monkeypatch):
     """Ray's own words fill a page, and its exceptions are of all sorts."""
 
     def fails(**_):
@@ -185,7 +170,7 @@ def test_a_ray_that_does_not_start_is_one_line(alone, nothing_left, monkeypatch)
         Pipeline.launch(alone)
 
 
-def test_a_launch_that_fails_leaves_nothing_running(alone, nothing_left):
+def test_a_launch_that_fails_leaves_nothing_running(alone):
     """A dtype that a device lacks is found in the worker, when Ray and the hub already run."""
     with pytest.raises(UserError, match="bfloat16"):
         Pipeline.launch(alone.override(target={"dtype": "bfloat16"}))

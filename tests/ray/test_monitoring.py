@@ -6,7 +6,6 @@ import re
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.request
@@ -21,9 +20,9 @@ from specpipe.actors import Config, Pipeline, monitoring
 from specpipe.metrics import RequestMetrics
 from specpipe.watching import running_pipelines
 from tests.monitoring import Prometheus, load, panels, prometheus
+from tests.programs import SPECPIPE
 from tests.unit.test_statistics import totals, watched
 
-SPECPIPE = [sys.executable, "-c", "from specpipe.cli.main import main; main()"]
 LATE_S = 90.0  # Ray passes metrics on every ten seconds, Prometheus reads them every five
 
 

@@ -73,6 +73,8 @@ def test_a_first_guess_is_waited_for_where_it_takes_next_to_no_time() -> None:
     assert {decision.send for decision in soon} == {None}
     late = taught(0.01, step=0.9).decide_all(situations)
     assert None not in {decision.send for decision in late}
+    all_of_them = taught(0.01, step=0.3).decide_all([situation(may_wait=True)] * 4)
+    assert {decision.send for decision in all_of_them} == {None}, "one pass guesses for all four"
 
 
 def test_a_model_that_slows_the_target_more_than_it_helps_comes_to_rest() -> None:

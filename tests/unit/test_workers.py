@@ -195,16 +195,50 @@ def test_which_commits_drop_a_step(commit: str, useless: bool) -> None:
     drafting.check_cache()
 
 
+def test_one_pass_guesses_for_all_that_lack_little_and_a_long_text_has_one_of_its_own() -> None:
+    """One after the other, the last of eight waits for eight passes; behind a long text, as long
+    as that takes to be read. And rows handed to the wrong chain.
+    """
+    drafting = Drafting(slots=3, chunk=40)
+    prompts = ((1, 2, 3), (4, 1), (1, 2, 3, 4) * 20)
+    for request, prompt in enumerate(prompts):
+        drafting.open(prompt, request=request, limit=90, rest_at=90)
+    took_part = [[answer.request for answer in drafting.draft.step()] for _ in range(5)]
+    assert took_part == [[0, 0, 1, 1], [], [0, 1], [2, 2], [0, 1, 2]]
+    for request, prompt in enumerate(prompts):
+        chain = drafting.draft._chains[request].tokens[len(prompt) :]
+        assert chain == guesses(len(chain), prompt)
+
+
+def test_a_commit_for_one_drops_the_pass_for_all() -> None:
+    """The target waits for that one's next guess; and the others' caches must be as they were."""
+    drafting = Drafting(slots=2)
+    drafting.open()
+    drafting.open((4, 1), request=1)
+    drafting.steps(2)
+    other = guesses(1)[0] % 4 + 1
+    commit = drafting.commit((2, 2), 3, other)
+    assert drafting.draft.step(lambda: drafting.draft.outdates(commit)) == []
+    drafting.draft.handle(commit)
+    answers = drafting.steps(1)
+    assert [type(answer) for answer in answers] == [Block, Block]
+    assert drafting.chain[4:] == guesses(1, (*PROMPT, other))
+    assert drafting.draft._chains[1].tokens[2:] == guesses(3, (4, 1))
+    assert {len(answer.begun) for answer in answers if isinstance(answer, Block)} == {2}
+
+
 def test_drafting_fails_for_one_request_alone() -> None:
     """One prompt too long for the memory would end the drafts of all."""
     drafting = Drafting(slots=2)
     drafting.open()
     drafting.open(request=1)
-    drafting.model.failing = True
-    assert drafting.draft.step() == [Failed("draft", 0, 1, "the draft failed: out of memory")]
+    drafting.model.fails_shared = drafting.model.failing = True  # together, and then the first one
+    failed, *others = drafting.draft.step()
+    assert failed == Failed("draft", 0, 1, "the draft failed: out of memory")
     assert not drafting.model.held[0], "nothing of it is kept"
     assert drafting.draft.handle(drafting.commit((2, 2), 3, 1)) == []
-    assert [type(answer) for answer in drafting.draft.step()] == [Opened, Block]
+    assert [type(answer) for answer in others] == [Opened, Block]
+    assert [type(answer) for answer in drafting.draft.step()] == [Block], "it goes on"
     assert drafting.draft.handle(Close(0)) == [Closed("draft", 0, 1)]
 
 

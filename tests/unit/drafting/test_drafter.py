@@ -151,7 +151,7 @@ def test_the_likelier_guess_counts_and_both_are_judged() -> None:
             sources.calibration.note(confidence, False)
     drafter = sources.open(GREEDY)
     tokens = [1, 2, 4, 1, 2]
-    made = drafter.compute(tokens, 256, None)
+    made = drafter.compute(tokens, 256)
     assert made is not None
     assert (made.source, made.guess.token) == ("ngram", 4)
     evidence = Evidence("ngram", 1, 1, 1)
@@ -169,11 +169,11 @@ def test_the_models_cache_catches_up_in_one_pass() -> None:
     sources = hybrid()
     drafter = sources.open(GREEDY)
     tokens = [1, 2, 3]
-    made = drafter.compute(tokens, 256, None)
+    made = drafter.compute(tokens, 256)
     assert made is not None
     tokens += [4, 4, 4, 4]
-    assert drafter.compute(tokens, 2, None) is None, "no more than a chunk at once"
-    assert drafter.compute(tokens, 256, None) is not None
+    assert drafter.compute(tokens, 2) is None, "no more than a chunk at once"
+    assert drafter.compute(tokens, 256) is not None
     assert sources.model is not None
     assert sources.model.held[drafter._slot] == tokens  # type: ignore[attr-defined]
 
@@ -198,7 +198,7 @@ def test_a_look_up_is_a_law_without_chance() -> None:
 def test_nothing_is_looked_up_behind_a_token_that_was_drawn() -> None:
     """Whether a look-up finds anything tells what was drawn: policies would see it by the clock."""
     drafter = hybrid(0.05).open(REJECTION)
-    made = drafter.compute([1, 2, 3], 256, None)
+    made = drafter.compute([1, 2, 3], 256)
     assert made is not None
     assert made.source == "model"
     tokens = [1, 2, 3, made.guess.token]
@@ -220,7 +220,7 @@ def test_which_source_is_taken_does_not_depend_on_the_draw() -> None:
     for sample in range(40):
         sources = hybrid()
         drafter = sources.open(sampling(1.0, acceptance="rejection", sample=sample))
-        made = drafter.compute([1, 2, 3, 1, 2], 256, None)
+        made = drafter.compute([1, 2, 3, 1, 2], 256)
         assert made is not None
         taken.add(made.source)
     assert len(taken) == 1
