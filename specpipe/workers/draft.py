@@ -157,7 +157,7 @@ class Draft:
         return at < chain.drafter.feeds_to or (guessing and chain.opened)
 
     def step(self, interrupted: Callable[[], bool] | None = None) -> list[FromWorker]:
-        """Look up for the sequence whose turn it is, or run the model for all that lack little.
+        """Look up for one sequence, or run the model for all that it can be run for at once.
 
         `interrupted` is asked during the model's pass; once it says yes, the pass is dropped.
         """
@@ -169,13 +169,15 @@ class Draft:
                 chain.told, chain.owes_word = chain.serial, False
         if answers:  # the target may be waiting for this word: no pass comes before it
             return answers
-        turn = next((r for r, chain in self._chains.items() if not self._rests(chain)), None)
-        if turn is None:
+        active = [request for request, chain in self._chains.items() if not self._rests(chain)]
+        if not active:
             return []
-        if not self._chains[turn].looked:
+        # Look-ups first: they take microseconds, and whoever needs a pass shares the next one.
+        turn = next((r for r in active if not self._chains[r].looked), None)
+        if turn is not None:
             self._chains[turn] = self._chains.pop(turn)
             return self._guarded(turn, self._look_up)
-        self._current = self._batch(turn)
+        self._current = self._batch(active)
         for request in self._current:
             self._chains[request] = self._chains.pop(request)
         answers = self._advance(self._current, interrupted)
@@ -232,19 +234,13 @@ class Draft:
         self._chains.pop(request).drafter.close()
         return [Failed("draft", request, self._incarnation, failure("draft", error))]
 
-    def _batch(self, turn: int) -> list[int]:
-        """Who takes part in the model's next pass: who needs much of it, alone."""
-
-        def lacks(chain: _Chain) -> int:
-            return chain.drafter.lacks(chain.tokens)
-
-        if lacks(self._chains[turn]) > _LITTLE:
-            return [turn]
-        return [
-            request
-            for request, chain in self._chains.items()
-            if not self._rests(chain) and chain.looked and lacks(chain) <= _LITTLE
-        ]
+    def _batch(self, active: Sequence[int]) -> list[int]:
+        """Who takes part in the model's next pass, the first in any case: who lacks much, alone."""
+        chains = self._chains
+        lacks = {r: chains[r].drafter.lacks(chains[r].tokens) for r in active}
+        if lacks[active[0]] > _LITTLE:
+            return [active[0]]
+        return [request for request in active if lacks[request] <= _LITTLE]
 
     def _look_up(self, request: int, chain: _Chain) -> list[FromWorker]:
         """Guess what takes no pass of the model; if nothing does, say what comes instead."""
