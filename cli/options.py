@@ -9,10 +9,11 @@ import click
 import cloup
 
 from specpipe.cli.complete import model_name, one_of
-from specpipe.config import ACCEPTANCES, BACKENDS, DRAFTERS, DTYPES, NO_DRAFT, Config
+from specpipe.config import ACCEPTANCES, BACKENDS, DRAFTERS, NO_DRAFT, Config
 from specpipe.errors import UserError
 from specpipe.logs import FORMATS, LEVELS, set_up
 from specpipe.messages import Role
+from specpipe.models.interface import DTYPES
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

@@ -16,12 +16,12 @@ from specpipe.dispatch import make_policy
 from specpipe.drafting.drafter import DrafterKind
 from specpipe.errors import UserError
 from specpipe.logs import LogConfig
+from specpipe.models.interface import DTYPES
 from specpipe.sampling import Acceptance, SamplingParams
 from specpipe.toml_file import checked, read_toml, replaced, unknown
 
 ACCEPTANCES = get_args(Acceptance)
 DRAFTERS = get_args(DrafterKind)
-DTYPES = ("auto", "gguf", "float16", "float32", "bfloat16", "int8")
 BACKENDS = ("specpipe", "transformers")
 NO_DRAFT = "none"
 """What `draft.model` is set to when the target shall work alone."""

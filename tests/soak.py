@@ -155,7 +155,7 @@ class Load:
 
 
 def fill(pipeline: Pipeline, sequences: int) -> None:
-    """Let each slot once hold as much as it ever will: its memory comes when it is used, and stays."""
+    """Let each slot hold as much as it ever will: memory comes when it is used, and stays."""
     texts = sorted((question.text for question in own_questions()), key=len, reverse=True)
     turns: list[dict[str, str]] = []
     for text in texts[:3]:

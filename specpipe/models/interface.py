@@ -15,6 +15,9 @@ Logits = NDArray[np.float32]
 """Unnormalised log-probabilities, one row a position: float32[rows, vocabulary]."""
 
 
+DTYPES = ("auto", "gguf", "float16", "float32", "bfloat16", "int8")
+"""How weights can be held, on one device or another; see load_model."""
+
 Interrupted = Callable[[], bool] | None
 """Asked now and then during a pass; once it says yes, the pass is given up."""
 

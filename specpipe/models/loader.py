@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from specpipe.errors import UserError
 from specpipe.machine import available_memory, physical_memory
 from specpipe.models.decoder import Decoder
+from specpipe.models.interface import DTYPES
 from specpipe.models.shape import DecoderConfig
 from specpipe.models.source import ModelSource, open_model
 from specpipe.models.weights import DecoderWeights, find_forms
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     import torch
 
 _BYTES = {"gguf": 0.5, "float16": 2, "bfloat16": 2, "float32": 4, "int8": 1}
-DTYPES = ("auto", "gguf", "float16", "float32", "bfloat16", "int8")
 
 
 def load_model(
