@@ -107,11 +107,11 @@ def test_a_draft_on_another_node_guesses_and_changes_nothing(config, written):
         assert nodes["target"] == this_node().id
         assert nodes["draft"] == next(node.id for node in alive() if SECOND in node.names)
         (port,) = ports()
-        stranger: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PAIR)
-        stranger.connect(f"tcp://{this_node().address}:{port}")
-        stranger.send(b"let me in")
-        completions = pipeline.generate(prompts(2), PARAMS)
-        stranger.close(linger=0)
+        with zmq.Context.instance().socket(zmq.PAIR) as stranger:
+            stranger.linger = 0
+            stranger.connect(f"tcp://{this_node().address}:{port}")
+            stranger.send(b"let me in")
+            completions = pipeline.generate(prompts(2), PARAMS)
         assert [each.token_ids for each in completions] == written
         for metrics in (each.metrics for each in completions):
             assert (metrics.timeouts, metrics.protocol_errors) == (0, 0)
