@@ -9,11 +9,13 @@ import itertools
 import math
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-from specpipe.actors import Completion, Config, Pipeline, SamplingParams
+from specpipe.actors import Config, Pipeline, SamplingParams
 from specpipe.actors.cluster import ray_session
 from specpipe.config import RayConfig
 from specpipe.machine import cpu_model, usable_cores
@@ -67,6 +69,15 @@ class Outcome:
 Asked = tuple[str, SamplingParams]
 
 
+class Answer(NamedTuple):
+    """What is compared of a completion; its metrics, each step of it, would take the memory."""
+
+    token_ids: list[int]
+    finish_reason: str
+    cause: str
+    text: str
+
+
 def all_asked(max_tokens: int) -> list[Asked]:
     """What is asked for, in turn."""
     return [
@@ -83,16 +94,15 @@ def all_asked(max_tokens: int) -> list[Asked]:
     ]
 
 
-def generate(pipeline: Pipeline, asked: Sequence[Asked]) -> list[Completion]:
+def generate(pipeline: Pipeline, asked: Sequence[Asked]) -> list[Answer]:
     """Answers to all, some at once."""
-    waiting = iter(asked)
-    running = [pipeline.submit(*each) for each in itertools.islice(waiting, AT_ONCE)]
-    for done in itertools.count():
-        if done == len(running):
-            return [future.result() for future in running]
-        running[done].result()
-        running += [pipeline.submit(*each) for each in itertools.islice(waiting, 1)]
-    raise AssertionError("unreachable")
+    waiting, answers = iter(asked), list[Answer]()
+    running = deque(pipeline.submit(*each) for each in itertools.islice(waiting, AT_ONCE))
+    while running:
+        done = running.popleft().result()
+        answers.append(Answer(done.token_ids, done.finish_reason, done.cause, done.text))
+        running.extend(pipeline.submit(*each) for each in itertools.islice(waiting, 1))
+    return answers
 
 
 def weather(pipeline: Pipeline, outcome: Outcome, asked: list[Asked], seed: int) -> None:
