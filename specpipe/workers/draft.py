@@ -177,10 +177,10 @@ class Draft:
         if turn is not None:
             self._chains[turn] = self._chains.pop(turn)
             return self._guarded(turn, self._look_up)
-        self._current = self._batch(active)
-        for request in self._current:
+        batch = self._batch(active)
+        for request in batch:
             self._chains[request] = self._chains.pop(request)
-        answers = self._advance(self._current, interrupted)
+        answers = self._advance(batch, interrupted)
         self._current = []
         return answers
 
@@ -256,12 +256,13 @@ class Draft:
         return [Computing(request, self._incarnation, chain.serial)]
 
     def _advance(
-        self, requests: Sequence[int], interrupted: Callable[[], bool] | None
+        self, requests: list[int], interrupted: Callable[[], bool] | None
     ) -> list[FromWorker]:
         """One pass of the model: once its cache has all tokens of a chain, it yields a guess.
 
         Where it fails, one for each, so that only the culprit fails.
         """
+        self._current = requests
         begun, answers = self._clock(), list[FromWorker]()
         chains = [self._chains[request] for request in requests]
         try:

@@ -233,7 +233,8 @@ def test_drafting_fails_for_one_request_alone() -> None:
     drafting.open()
     drafting.open(request=1)
     drafting.model.fails_shared = drafting.model.failing = True  # together, and then the first one
-    failed, *others = drafting.draft.step()
+    news = drafting.commit((2, 2), 3, 1)  # of the one that has failed, while the other's pass runs
+    failed, *others = drafting.draft.step(lambda: drafting.draft.outdates(news))
     assert failed == Failed("draft", 0, 1, "the draft failed: out of memory")
     assert not drafting.model.held[0], "nothing of it is kept"
     assert drafting.draft.handle(drafting.commit((2, 2), 3, 1)) == []
