@@ -1,6 +1,7 @@
 """Results as pictures."""
 
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from specpipe.bench.estimates import Estimate
@@ -19,6 +20,7 @@ _COLOURS = {
     "S": "tab:orange",
     "S_all": "chocolate",
 }
+_LABEL_WIDTH = 14
 
 
 def draw_all(results: Results, folder: Path) -> list[str]:
@@ -123,4 +125,6 @@ def _bar(axes: "Axes", place: tuple[float, float], found: Estimate, colour: str)
 
 def _label(name: str, each: dict[str, Any], between: str = "\n") -> str:
     told = f"{name}{between}{NAMES.get(name, '')}".strip().replace(", ", between)
+    if between == "\n":  # neighbours must not meet
+        told = "\n".join(fill(line, _LABEL_WIDTH) for line in told.splitlines())
     return told if each["length"] is None else f"{told}{between}γ = {each['length']}"
