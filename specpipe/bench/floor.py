@@ -78,8 +78,8 @@ def measure_limits(threads: int) -> Limits:
 def _bandwidth(threads: int) -> float:
     """The faster of two readers: numpy's sum, and our own product with a single row."""
     from specpipe.models.cpu.instructions import LANES  # noqa: PLC0415 (numba, seconds)
-    from specpipe.models.cpu.kernels import multiply  # noqa: PLC0415
     from specpipe.models.cpu.memory import reserve_weights  # noqa: PLC0415
+    from specpipe.models.cpu.products import multiply  # noqa: PLC0415
     from specpipe.models.cpu.tile import BLOCK  # noqa: PLC0415
 
     block = reserve_weights((_READ_BYTES // 4,), np.float32)

@@ -1,6 +1,6 @@
 """Matrices as GGUF's 4- and 8-bit types keep them: 32 inputs of an output share a scale.
 
-The types Q4_0, Q4_1 and Q8_0, which can be multiplied as they are: see cpu/forms.py.
+The types Q4_0, Q4_1 and Q8_0, which can be multiplied as they are: see cpu/blocks.py.
 Formats: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
 """
 
@@ -18,6 +18,7 @@ Form = Literal["q4", "q8"]
 INPUTS = 32
 """Of a block."""
 
+_BYTE_MAX = 127
 _FORMS: dict[GGMLQuantizationType, Form] = {
     GGMLQuantizationType.Q4_0: "q4",
     GGMLQuantizationType.Q4_1: "q4",
@@ -55,6 +56,18 @@ class Blocks:
         if self.least is not None:
             values += self.least[..., None]
         return values.reshape(self.numbers.shape)
+
+
+def in_bytes(weight: NDArray[np.float32]) -> Blocks:
+    """A matrix rounded to blocks of the form q8, as Q8_0; inputs are filled up with zeros."""
+    values = np.pad(weight, ((0, 0), (0, -weight.shape[1] % INPUTS)))
+    values = values.reshape(len(weight), -1, INPUTS)
+    with np.errstate(over="ignore"):  # refused where it is kept
+        scale = (np.abs(values).max(axis=-1) / _BYTE_MAX).astype(np.float16)
+    with np.errstate(invalid="ignore"):
+        divisor = np.where(scale > 0, scale, np.inf).astype(np.float32)
+        numbers = np.rint(values / divisor[..., None]).clip(-_BYTE_MAX, _BYTE_MAX).astype(np.int8)
+    return Blocks(scale, None, numbers.reshape(len(weight), -1))
 
 
 def joined(parts: Sequence[Blocks]) -> Blocks:

@@ -3,9 +3,11 @@
 The loss is the cross-entropy of the draft's law under the target's, over its likeliest tokens: but
 for a constant the forward Kullback-Leibler divergence (Hinton et al., arXiv:1503.02531). At
 temperature 1 the chance that a guess is accepted is bounded by the distance of the two laws.
+
+Weights are float32; matrices are multiplied in bfloat16 where the processor can.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -37,6 +39,7 @@ class Lessons:
         kept = [each for each in data if each.written[1:].any()]
         self._data = sorted(kept, key=lambda each: len(each.tokens))
         self._places, self._seed = places_of(ids, vocab_size), seed
+        self._mixed = has_bfloat16_matrices()
         self._batches = _bundled([len(each.tokens) for each in self._data])
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
@@ -76,13 +79,23 @@ class Lessons:
         )
         places = self._places[ids]
         chances = np.where(places >= 0, np.exp(logprobs.astype(np.float32)), 0)
-        hidden = network(torch.from_numpy(tokens)).flatten(0, 1)[torch.from_numpy(at)]
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._mixed):
+            hidden = network(torch.from_numpy(tokens)).flatten(0, 1)[torch.from_numpy(at)]
+            logits = network.logits(hidden)
         loss = cross_entropy(
-            network.logits(hidden),
+            logits.float(),
             torch.from_numpy(places.clip(0)),
             torch.from_numpy(chances.astype(np.float32)),
         )
         return loss, sum(len(each.tokens) for each in chosen)
+
+
+def has_bfloat16_matrices() -> bool:
+    """Whether this processor multiplies matrices in bfloat16 (AMX): many times faster."""
+    capabilities: Mapping[str, object] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # older versions can't say
+    return bool(capabilities.get("amx_bf16"))
 
 
 def cross_entropy(logits: Tensor, places: Tensor, chances: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from specpipe.models.cpu.compiled import compiled
 from specpipe.models.cpu.instructions import LANES
-from specpipe.models.cpu.kernels import multiply, normalise, rotate, softmax
+from specpipe.models.cpu.kernels import normalise, rotate, softmax
+from specpipe.models.cpu.products import multiply
 from specpipe.models.cpu.state import Buffers, Cache, Floats, Shape
 from specpipe.models.cpu.tile import BLOCK, MANY_ROWS
 

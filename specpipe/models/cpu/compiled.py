@@ -36,9 +36,12 @@ def compiled(function: Function) -> Function:
         return _compile(function, cache=False)
 
 
+OPTIONS: Any = {"nogil": True, "error_model": "numpy"}
+"""Dividing by zero raises nothing, or no loop with a division would become vector instructions."""
+
+
 def _compile(function: Function, *, cache: bool) -> Function:
-    # Dividing by zero raises nothing, or no loop with a division would become vector instructions.
-    return cast(Function, njit(function, cache=cache, nogil=True, error_model="numpy"))
+    return cast(Function, njit(function, cache=cache, **OPTIONS))
 
 
 def generated(function: Callable[..., Any]) -> Any:

@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 from specpipe.models.cpu.attention import scores_row
 from specpipe.models.cpu.barrier import SIZE as BARRIER_SIZE
 from specpipe.models.cpu.head import Vocabulary
-from specpipe.models.cpu.instructions import LANES
 from specpipe.models.cpu.layers import run_layers
 from specpipe.models.cpu.memory import reserve_entries
 from specpipe.models.cpu.panels import padded, read_layers
+from specpipe.models.cpu.products import scratch_size
 from specpipe.models.cpu.state import Buffers, Cache, Shape
 from specpipe.models.cpu.team import Team
-from specpipe.models.cpu.tile import MANY_PANELS, MANY_ROWS
+from specpipe.models.cpu.tile import MANY_ROWS
 from specpipe.models.decoder import LAYERS_BETWEEN_QUESTIONS, Decoder
 from specpipe.models.interface import Feed, Interrupted, Logits
 from specpipe.models.rotary import RotaryTable
@@ -82,7 +82,7 @@ class CpuDecoder(Decoder):
                 kept[part.slot].append(self._buffers.hidden[row - part.rows : row].copy())
         rows = [np.concatenate(kept[feed.slot]) for feed in feeds]
         logits = self._vocabulary.logits(
-            self._team, self._shape, np.concatenate(rows), self._buffers.wide
+            self._team, self._shape, np.concatenate(rows), self._buffers.scratch
         )
         return np.split(logits, np.cumsum([len(part) for part in rows])[:-1])
 
@@ -154,6 +154,6 @@ def _buffers(shape: Shape, threads: int) -> Buffers:
         change=rows(padded(shape.width)),
         scores=reserve_entries((threads * MANY_ROWS * scores_row(shape.context),), np.float32),
         attended=np.zeros(threads * MANY_ROWS * shape.padded_head, np.float32),
-        wide=np.zeros((threads, MANY_PANELS * LANES * deepest), np.float32),
+        scratch=np.zeros((threads, scratch_size(deepest)), np.float32),
         barrier=np.zeros(BARRIER_SIZE, np.int64),
     )

@@ -67,16 +67,16 @@ class Vocabulary:
             for token, place in self._seen.see(tokens):
                 self._seen_rows.set_row(place, self._all.rows(np.array([token]))[0])
 
-    def logits(self, team: Team, shape: Shape, hidden: Floats, wide: Floats) -> Logits:
+    def logits(self, team: Team, shape: Shape, hidden: Floats, scratch: Floats) -> Logits:
         """Logits of hidden states, float32[rows, output_size]; -inf for what isn't covered."""
         normed = np.empty_like(hidden)
         normalise_rows(0, 1, len(hidden), shape, hidden, self._norm, normed)
-        covered = _product(team, normed, self._head, len(self._covered), wide)
+        covered = _product(team, normed, self._head, len(self._covered), scratch)
         if not self._seen:
             return covered
         # Also where there are none yet, so that a first pass compiles what later ones need.
         count = len(self._seen.ids)
-        seen = _product(team, normed, self._seen_rows, max(1, count), wide)
+        seen = _product(team, normed, self._seen_rows, max(1, count), scratch)
         return spread(covered, self._covered, seen, self._seen.ids, self._config.output_size)
 
     def _panels(self, matrix: Floats | Blocks, dtype: str) -> Panels:
@@ -85,9 +85,8 @@ class Vocabulary:
         return panels
 
 
-def _product(team: Team, normed: Floats, panels: Panels, outputs: int, wide: Floats) -> Floats:
+def _product(team: Team, normed: Floats, panels: Panels, outputs: int, scratch: Floats) -> Floats:
     product = np.empty((len(normed), padded(outputs)), np.float32)
     matrix = panels.matrix()
-    scale = matrix.scale[0] if len(matrix.scale) else np.empty(0, np.float32)
-    team.run(run_head, matrix.panels, scale, normed, len(normed), product, wide)
+    team.run(run_head, matrix.panels, normed, len(normed), product, scratch)
     return product[:, :outputs]

@@ -4,23 +4,34 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
+from llvmlite.binding import get_host_cpu_features, initialize_native_asmparser
 from numba import config, types
 
 LANES = 16
 
 _TOLD: str | None = vars(config)["CPU_FEATURES"]  # compiled for, if it isn't this processor
-HAS_AVX512 = "+avx512f" in _TOLD if _TOLD else bool(get_host_cpu_features().get("avx512f"))
+
+
+def _has(feature: str) -> bool:
+    return f"+{feature}" in _TOLD if _TOLD else bool(get_host_cpu_features().get(feature))
+
+
+HAS_AVX512 = _has("avx512f")
+_HAS_AVX2, _HAS_VNNI = _has("avx2"), _has("avx512vnni")
+if _HAS_VNNI:
+    initialize_native_asmparser()
 
 FLOAT, HALF, BYTE = ir.FloatType(), ir.HalfType(), ir.IntType(8)
 INT64, INT32 = ir.IntType(64), ir.IntType(32)
-BYTES = {FLOAT: 4, INT32: 4, HALF: 2, BYTE: 1}
-VECTOR = ir.VectorType(FLOAT, LANES)
+BYTES = {FLOAT: 4, HALF: 2}
+VECTOR, WORDS = ir.VectorType(FLOAT, LANES), ir.VectorType(INT32, LANES)
+PAIRS = ir.VectorType(ir.IntType(16), 2 * LANES)
+"""Two numbers of 16 bits in each word."""
 
 
 def element(dtype: Any) -> Any:
     """The type of an array's elements: numba knows no float16, so they come as uint16."""
-    kinds = {types.uint16: HALF, types.int8: BYTE, types.uint8: BYTE, types.uint32: INT32}
+    kinds = {types.uint16: HALF, types.uint8: BYTE, types.uint32: INT32}
     return kinds.get(dtype, FLOAT)
 
 
@@ -39,9 +50,7 @@ def load(builder: Any, kind: Any, place: Any) -> Any:
     """16 elements as floats."""
     vector = ir.VectorType(kind, LANES)
     found = builder.load(builder.bitcast(place, vector.as_pointer()), align=BYTES[kind])
-    if kind is HALF:
-        return builder.fpext(found, VECTOR)
-    return builder.sitofp(found, VECTOR) if kind is BYTE else found
+    return builder.fpext(found, VECTOR) if kind is HALF else found
 
 
 def store(builder: Any, value: Any, place: Any) -> None:
@@ -49,9 +58,14 @@ def store(builder: Any, value: Any, place: Any) -> None:
     builder.store(value, builder.bitcast(place, VECTOR.as_pointer()), align=4)
 
 
+def words(number: int) -> Any:
+    """A vector of one constant."""
+    return ir.Constant(WORDS, [number] * LANES)
+
+
 def spread(builder: Any, number: Any) -> Any:
     """A vector of one number."""
-    undefined = ir.Constant(VECTOR, ir.Undefined)
+    undefined = ir.Constant(ir.VectorType(number.type, LANES), ir.Undefined)
     first = builder.insert_element(undefined, number, ir.Constant(INT32, 0))
     lanes = ir.Constant(ir.VectorType(INT32, LANES), [0] * LANES)
     return builder.shuffle_vector(first, undefined, lanes)
@@ -74,7 +88,7 @@ def repeat(
     Args:
         builder: stands behind the loop afterwards.
         times: how many turns, an INT64.
-        carried: vectors of floats that a turn leaves to the next.
+        carried: values that a turn leaves to the next.
         body: emits a turn, given its number and them; what it returns comes in their place.
     """
     before, loop = builder.block, builder.append_basic_block("loop")
@@ -82,7 +96,7 @@ def repeat(
     builder.position_at_end(loop)
     turn = builder.phi(INT64)
     turn.add_incoming(ir.Constant(INT64, 0), before)
-    phis = [builder.phi(VECTOR) for _ in carried]
+    phis = [builder.phi(value.type) for value in carried]
     after = body(turn, list(phis))
     following = builder.add(turn, ir.Constant(INT64, 1))
     end = builder.block
@@ -102,6 +116,46 @@ def call(builder: Any, name: str, *values: Any) -> Any:
     suffix = "f32" if kind is FLOAT else f"v{LANES}f32"
     function = ir.FunctionType(kind, [kind] * len(values))
     return builder.call(declared(builder.module, f"{name}.{suffix}", function), values)
+
+
+def reduced(builder: Any, name: str, vector: Any) -> Any:
+    """All lanes in one, by an intrinsic that does not depend on their order."""
+    kind = vector.type.element
+    suffix = f"v{LANES}{'f32' if kind is FLOAT else 'i32'}"
+    function = ir.FunctionType(kind, [vector.type])
+    return builder.call(
+        declared(builder.module, f"llvm.vector.reduce.{name}.{suffix}", function), [vector]
+    )
+
+
+def add_products(builder: Any, left: Any, right: Any, sums: Any) -> Any:
+    """To each word of sums, the products of the two pairs of left's and right's word."""
+    if _HAS_VNNI:
+        # Not by LLVM's intrinsic: it makes two instructions of it, for a shorter chain of sums,
+        # where we have many chains and no time.
+        kind = ir.FunctionType(WORDS, [WORDS, WORDS, WORDS])
+        code = ir.InlineAsm(kind, "vpdpwssd $2, $1, $0", "=v,v,v,0", side_effect=False)
+        return builder.call(code, [left, right, sums])
+    if _HAS_AVX2:
+        return builder.add(sums, _products_by_halves(builder, left, right))
+    for lower in (True, False):
+        pair = [builder.shl(word, words(16)) if lower else word for word in (left, right)]
+        sums = builder.add(sums, builder.mul(*(builder.ashr(word, words(16)) for word in pair)))
+    return sums
+
+
+def _products_by_halves(builder: Any, left: Any, right: Any) -> Any:
+    """The sums of two products in each word, by AVX2's instruction for half as many."""
+    half, pairs = ir.VectorType(INT32, LANES // 2), ir.VectorType(PAIRS.element, LANES)
+    function = declared(
+        builder.module, "llvm.x86.avx2.pmadd.wd", ir.FunctionType(half, [pairs, pairs])
+    )
+    found = []
+    for first in (0, LANES // 2):
+        lanes = ir.Constant(half, list(range(first, first + LANES // 2)))
+        parts = [builder.shuffle_vector(word, word, lanes) for word in (left, right)]
+        found.append(builder.call(function, [builder.bitcast(part, pairs) for part in parts]))
+    return builder.shuffle_vector(*found, ir.Constant(WORDS, list(range(LANES))))
 
 
 def prefetch(builder: Any, place: Any) -> None:

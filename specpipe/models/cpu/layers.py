@@ -12,7 +12,8 @@ from specpipe.models.cpu.attention import attend, take_in
 from specpipe.models.cpu.barrier import wait_for_all
 from specpipe.models.cpu.compiled import compiled
 from specpipe.models.cpu.instructions import LANES
-from specpipe.models.cpu.kernels import gate, gelu, multiply_kept, normalise, panel_size, share
+from specpipe.models.cpu.kernels import gate, gelu, normalise
+from specpipe.models.cpu.products import multiply_kept, panel_size, share
 from specpipe.models.cpu.state import Buffers, Cache, Floats, Layers, Matrix, Shape
 
 
@@ -47,7 +48,7 @@ def run_layers(
     for layer in range(first, last):
         normalise_rows(part, parts, rows, shape, b.hidden, layers.attention_norm[layer], b.normed)
         wait_for_all(b.barrier, parts)
-        _linear(part, parts, layers.qkv, layer, shape.width, b.normed, rows, b.qkv, b.wide[part])
+        _linear(part, parts, layers.qkv, layer, shape.width, b.normed, rows, b.qkv, b.scratch[part])
         wait_for_all(b.barrier, parts)
         take_in(part, parts, layer, segments, shape, layers.qk_norm, cache, b)
         wait_for_all(b.barrier, parts)
@@ -69,23 +70,18 @@ def run_head(
     part: int,
     parts: int,
     panels: NDArray[Any],
-    scale: Floats,
     normed: Floats,
     rows: int,
     logits: Floats,
-    wide: Floats,
+    scratch: Floats,
 ) -> None:
-    """Logits [rows, outputs in panels] of normalised rows; scale: [outputs], or [0]."""
+    """Logits [rows, outputs in panels] of normalised rows."""
     depth, stride = normed.shape[1], logits.shape[1]
     first, last = share(stride // LANES, part, parts)
     multiply_kept(
         panels[first * panel_size(panels, depth) :], depth, normed.reshape(-1), depth, rows,
-        logits.reshape(-1)[first * LANES :], stride, last - first, wide[part],
+        logits.reshape(-1)[first * LANES :], stride, last - first, scratch[part],
     )  # fmt: skip
-    if scale.shape[0]:
-        for row in range(rows):
-            for i in range(first * LANES, last * LANES):
-                logits[row, i] *= scale[i]
 
 
 @compiled
@@ -107,7 +103,7 @@ def _linear(
     x: Floats,
     rows: int,
     out: Floats,
-    wide: Floats,
+    scratch: Floats,
 ) -> None:
     """This thread's panels of a layer's matrix, times `rows` rows."""
     stride, panels = out.shape[1], matrix.panels
@@ -115,23 +111,19 @@ def _linear(
     multiply_kept(
         panels[(layer * stride // LANES + first) * panel_size(panels, depth) :], depth,
         x.reshape(-1), x.shape[1], rows,
-        out.reshape(-1)[first * LANES :], stride, last - first, wide,
+        out.reshape(-1)[first * LANES :], stride, last - first, scratch,
     )  # fmt: skip
-    _scale_and_shift(matrix, layer, rows, out, first * LANES, last * LANES)
+    _add_bias(matrix, layer, rows, out, first * LANES, last * LANES)
 
 
 @compiled
-def _scale_and_shift(
-    matrix: Matrix, layer: int, rows: int, out: Floats, first: int, last: int
-) -> None:
-    """What is left to do to a product, for the columns from `first` up to `last`."""
+def _add_bias(matrix: Matrix, layer: int, rows: int, out: Floats, first: int, last: int) -> None:
+    """Add a matrix's bias, if it has one, to the columns from `first` up to `last`."""
+    if not matrix.bias.shape[0]:
+        return
     for row in range(rows):
-        if matrix.scale.shape[0]:
-            for i in range(first, last):
-                out[row, i] *= matrix.scale[layer, i]
-        if matrix.bias.shape[0]:
-            for i in range(first, last):
-                out[row, i] += matrix.bias[layer, i]
+        for i in range(first, last):
+            out[row, i] += matrix.bias[layer, i]
 
 
 @compiled
@@ -139,7 +131,7 @@ def _add_linear(
     part: int, parts: int, matrix: Matrix, layer: int, depth: int, x: Floats, rows: int, b: Buffers
 ) -> None:
     """The same, added to the hidden states."""
-    _linear(part, parts, matrix, layer, depth, x, rows, b.change, b.wide[part])
+    _linear(part, parts, matrix, layer, depth, x, rows, b.change, b.scratch[part])
     first, last = share(b.change.shape[1] // LANES, part, parts)
     last_column = min(last * LANES, b.hidden.shape[1])
     for row in range(rows):
@@ -160,9 +152,9 @@ def _inner(
         multiply_kept(
             panels[(layer * stride + columns[0]) // LANES * panel_size(panels, width) :], width,
             b.normed.reshape(-1), width, rows,
-            b.gate_up.reshape(-1)[columns[0] :], stride, last - first, b.wide[part],
+            b.gate_up.reshape(-1)[columns[0] :], stride, last - first, b.scratch[part],
         )  # fmt: skip
-        _scale_and_shift(layers.gate_up, layer, rows, b.gate_up, columns[0], columns[1])
+        _add_bias(layers.gate_up, layer, rows, b.gate_up, columns[0], columns[1])
     first_column, last_column = first * LANES, min(last * LANES, shape.ffn_width)
     for row in range(rows):
         found = b.gate_up[row, first_column:last_column]

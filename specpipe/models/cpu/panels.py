@@ -11,12 +11,11 @@ from specpipe.models.cpu.instructions import LANES
 from specpipe.models.cpu.memory import reserve_weights
 from specpipe.models.cpu.state import Layers, Matrix
 from specpipe.models.cpu.tile import BLOCK
-from specpipe.models.gguf_blocks import Blocks, Form
+from specpipe.models.gguf_blocks import Blocks, Form, in_bytes
 from specpipe.models.shape import DecoderConfig
 from specpipe.models.weights import DecoderWeights, Floats, Linear
 
 _FLOAT16_MAX = 65504.0
-_INT8_MAX = 127
 _AT_ONCE = 64  # panels; a copy of a large vocabulary would be a large one
 
 
@@ -33,18 +32,17 @@ class Panels:
         layers: how many.
         outputs: of each; there are zeros up to the next multiple of 64.
         inputs: of each.
-        dtype: float32, float16, or int8: then each output has a scale of its own; or the form of
-            blocks that are put there as they are, q4 or q8.
+        dtype: float32 or float16; or the form of blocks that are put there as they are, q4 or q8;
+            or int8: they are rounded to blocks of the form q8.
     """
 
     def __init__(self, layers: int, outputs: int, inputs: int, dtype: str) -> None:
-        self._form = cast("Form", dtype) if dtype in ELEMENTS else None
-        panel = panel_shape(dtype, inputs) if self._form else (inputs, LANES)
+        self._inputs, kept = inputs, "q8" if dtype == "int8" else dtype
+        self._form = cast("Form", kept) if kept in ELEMENTS else None
+        panel = panel_shape(kept, inputs) if self._form else (inputs, LANES)
         self._panels = reserve_weights(
-            (layers, padded(outputs) // LANES, *panel), ELEMENTS.get(dtype, dtype)
+            (layers, padded(outputs) // LANES, *panel), ELEMENTS.get(kept, kept)
         )
-        shape = (layers, padded(outputs)) if dtype == "int8" else (0, 0)
-        self._scale = np.ones(shape, np.float32)
         self._bias = np.zeros((0, 0), np.float32)
 
     def fill(self, layer: int, linear: Linear, first: int = 0) -> None:
@@ -56,9 +54,11 @@ class Panels:
         weight, outputs = linear.weight, len(linear.weight)
         for start in range(0, outputs, _AT_ONCE * LANES):
             part = weight[start : start + _AT_ONCE * LANES]
-            if isinstance(part, Blocks):
-                self._store_blocks(layer, first + start, part)
+            if self._form:
+                blocks = part if isinstance(part, Blocks) else in_bytes(part)
+                self._store_blocks(layer, first + start, blocks, self._form)
             else:
+                assert not isinstance(part, Blocks)
                 self._store(layer, first + start, part)
         if linear.bias is not None:
             if not len(self._bias):
@@ -67,15 +67,8 @@ class Panels:
             self._bias[layer, first : first + outputs] = linear.bias
 
     def _store(self, layer: int, first: int, part: Floats) -> None:
-        largest = np.abs(part).max(axis=1, keepdims=True)
-        if self._panels.dtype == np.float16 and not (most := largest.max()) <= _FLOAT16_MAX:
+        if self._panels.dtype == np.float16 and not (most := np.abs(part).max()) <= _FLOAT16_MAX:
             raise UserError(f"a weight of {most:g} does not fit into float16: load it as float32")
-        if self._panels.dtype == np.int8:
-            if not np.isfinite(largest).all():
-                raise UserError("a weight is not a number: int8 can't keep it; use another dtype")
-            scale = np.maximum(largest, np.finfo(np.float32).tiny) / _INT8_MAX
-            self._scale[layer, first : first + len(part)] = scale[:, 0]
-            part = np.rint(part / scale)
         part = part.astype(self._panels.dtype, copy=False)
         panels = self._panels[layer, first // LANES :]
         whole, inputs = len(part) // LANES, part.shape[1]
@@ -83,21 +76,19 @@ class Panels:
         if rest := len(part) % LANES:
             panels[whole, :, :rest] = part[-rest:].T
 
-    def _store_blocks(self, layer: int, first: int, part: Blocks) -> None:
-        assert self._form
+    def _store_blocks(self, layer: int, first: int, part: Blocks, form: Form) -> None:
         for halves in (part.scale, part.least):
             if halves is not None and not np.isfinite(halves).all():
                 raise UserError("a block of weights has no number for a scale: load it as float32")
-        panels = packed(part, self._form)
+        panels = packed(part, form)
         self._panels[layer, first // LANES : first // LANES + len(panels)] = panels
 
     def rows(self, outputs: NDArray[np.int64]) -> Floats:
         """Rows of the first layer's matrix as they are kept: [outputs, inputs]."""
         if self._form:
             panels = self._panels[0, outputs // LANES]
-            return unpacked(panels, outputs % LANES, self._form).floats()
-        rows: Floats = self._panels[0, outputs // LANES, :, outputs % LANES].astype(np.float32)
-        return rows * self._scale[0, outputs, None] if len(self._scale) else rows
+            return unpacked(panels, outputs % LANES, self._form).floats()[:, : self._inputs]
+        return self._panels[0, outputs // LANES, :, outputs % LANES].astype(np.float32)
 
     def set_row(self, output: int, row: Floats) -> None:
         """Replace a row of the first layer's matrix, which is kept as float32."""
@@ -107,7 +98,7 @@ class Panels:
         """As the kernels take it; float16 as bits, since numba has no such type."""
         values: NDArray[Any] = self._panels.reshape(-1)
         bits = values.view(np.uint16) if values.dtype == np.float16 else values
-        return Matrix(bits, self._scale, self._bias)
+        return Matrix(bits, self._bias)
 
 
 def read_layers(weights: DecoderWeights, config: DecoderConfig, dtype: str) -> Layers:

@@ -30,14 +30,12 @@ class Matrix(NamedTuple):
     """One matrix of each layer.
 
     Attributes:
-        panels: flat, [layers, panels, inputs, 16], float32, float16 as uint16, or int8; or
-            [layers, panels, blocks, elements], see forms.py.
-        scale: [layers, outputs in panels], by which products of int8 are multiplied; else [0, 0].
+        panels: flat, [layers, panels, inputs, 16], float32, or float16 as uint16; or
+            [layers, panels, blocks, elements], see blocks.py.
         bias: [layers, outputs in panels], or [0, 0].
     """
 
     panels: NDArray[Any]
-    scale: Floats
     bias: Floats
 
 
@@ -79,7 +77,7 @@ class Buffers(NamedTuple):
     Attributes:
         hidden: [rows, width], what goes in and comes out.
         normed, qkv, queries, mixed, gate_up, inner, change: [rows, ...].
-        scores, attended, wide: [threads, ...].
+        scores, attended, scratch: [threads, ...].
         barrier: int64, see barrier.py.
     """
 
@@ -93,5 +91,5 @@ class Buffers(NamedTuple):
     change: Floats
     scores: Floats
     attended: Floats
-    wide: Floats
+    scratch: Floats
     barrier: NDArray[np.int64]

@@ -138,13 +138,14 @@ def in_blocks(tensors) -> None:
 
 
 @pytest.mark.parametrize("variant", ["grouped heads", "tied head", "qwen2", "qwen3"])
-def test_weights_in_blocks_give_the_bits_of_float32(tiny_gguf, threads, variant) -> None:
-    """They are the same numbers, added in the same order, in passes of any rows."""
+def test_weights_in_blocks_give_all_but_the_logits_of_float32(tiny_gguf, threads, variant) -> None:
+    """And the same bits in passes of any rows: sums of a block are whole numbers."""
     path = tiny_gguf(**VARIANTS[variant], change=in_blocks)
-    expected = logits_of(load_model(path, dtype="float32"), IDS)
     model = load_model(path, threads=threads)
     assert model.dtype == "gguf"
-    assert np.array_equal(logits_of(model, IDS), expected)
+    expected = logits_of(model, IDS)
+    floats = logits_of(load_model(path, dtype="float32"), IDS)
+    np.testing.assert_allclose(expected, floats, atol=1e-3)
     slot, start = model.open(), 0
     for rows in [*range(17), 40]:
         got = model.forward(slot, IDS[start : start + rows + 1], rows + 1)
@@ -152,11 +153,12 @@ def test_weights_in_blocks_give_the_bits_of_float32(tiny_gguf, threads, variant)
         model.truncate(slot, start := start + 1)
 
 
-def test_the_real_target_has_the_bits_of_float32(smollm2) -> None:
+def test_the_real_target_says_what_it_says_in_float32(smollm2) -> None:
     tokens = np.random.default_rng(1).integers(0, 49152, 60).tolist()
-    models = (load_model(smollm2.weights, dtype=dtype) for dtype in ("auto", "float32"))
-    found, expected = (logits_of(model, tokens) for model in models)
-    assert np.array_equal(found, expected)
+    models = (load_model(smollm2.weights, dtype=dtype) for dtype in ("auto", "float32", "float16"))
+    found, expected, halves = (logits_of(model, tokens) for model in models)
+    np.testing.assert_allclose(found, expected, atol=0.02)
+    assert np.abs(found - expected).mean() < np.abs(halves - expected).mean()
 
 
 def test_rope_divisors_stretch_the_frequencies(tiny_gguf) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,15 +13,18 @@ from gguf.quants import quantize
 
 from specpipe.errors import UserError
 from specpipe.models.cpu.instructions import LANES
-from specpipe.models.cpu.kernels import gate, gelu, multiply_kept, normalise, softmax
+from specpipe.models.cpu.kernels import gate, gelu, normalise, softmax
+from specpipe.models.cpu.layers import run_head
 from specpipe.models.cpu.panels import Panels, padded
-from specpipe.models.cpu.tile import MANY_PANELS, MANY_ROWS
+from specpipe.models.cpu.products import scratch_size
+from specpipe.models.cpu.tile import MANY_ROWS
 from specpipe.models.gguf_blocks import BlockReader
 from specpipe.models.gguf_file import GGUFFile
 from specpipe.models.weights import Linear
 
 DTYPES = ["float16", "float32", "int8"]
 ROUNDING = {"float16": 2**-11, "float32": 0, "int8": 0.5 / 127}
+ERROR = {"float16": 1e-5, "float32": 1e-5, "int8": 2e-4}
 SHAPES = [(64, 64), (576, 1536), (100, 33), (7, 577)]
 
 
@@ -31,14 +35,10 @@ def kept(weight: np.ndarray, dtype: str) -> Panels:
 
 
 def product(panels: Panels, x: np.ndarray, outputs: int) -> np.ndarray:
-    matrix, depth, columns = panels.matrix(), x.shape[1], padded(outputs)
-    out = np.full((len(x), columns), np.nan, np.float32)
-    wide = np.empty(MANY_PANELS * depth * LANES, np.float32)
-    multiply_kept(
-        matrix.panels, depth, x.reshape(-1), depth, len(x), out.reshape(-1), columns,
-        columns // LANES, wide,
-    )  # fmt: skip
-    return (out * matrix.scale[0] if len(matrix.scale) else out)[:, :outputs]
+    out = np.full((len(x), padded(outputs)), np.nan, np.float32)
+    scratch = np.full((1, scratch_size(x.shape[1])), np.nan, np.float32)
+    run_head(0, 1, panels.matrix().panels, x, len(x), out, scratch)
+    return out[:, :outputs]
 
 
 def normal(*shape: int) -> np.ndarray:
@@ -54,7 +54,7 @@ def test_result_is_the_product(dtype, shape) -> None:
     np.testing.assert_allclose(as_kept, weight, atol=ROUNDING[dtype] * np.abs(weight).max())
     exact = x.astype(np.float64) @ as_kept.T
     found = product(panels, x, shape[0])
-    np.testing.assert_allclose(found, exact, atol=1e-5 * shape[1] ** 0.5, rtol=1e-5)
+    np.testing.assert_allclose(found, exact, atol=ERROR[dtype] * shape[1] ** 0.5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -69,29 +69,67 @@ def test_a_row_has_the_same_bits_in_any_company(dtype, shape) -> None:
         assert np.array_equal(found, alone[first : first + count]), f"{count} rows"
 
 
-@pytest.mark.parametrize(
-    "kind", [GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1, GGMLQuantizationType.Q8_0]
-)
-@pytest.mark.parametrize("shape", [(64, 64), (576, 1536), (100, 96), (7, 32)])
-def test_blocks_have_the_bits_of_their_weights_in_float32(tmp_path, kind, shape) -> None:
-    """In any company, since those have: a token is the same whether weights were widened or not."""
-    writer = GGUFWriter(tmp_path / "one.gguf", "none")
+KINDS = [GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1, GGMLQuantizationType.Q8_0]
+
+
+def in_blocks(path: Path, shape: tuple[int, int], kind: GGMLQuantizationType) -> Panels:
+    writer = GGUFWriter(path, "none")
     writer.add_tensor("w", quantize(normal(*shape), kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    file = GGUFFile(tmp_path / "one.gguf")
-    reader = BlockReader(file)
-    blocks = Panels(1, *shape, reader.form(["w"]))
-    blocks.fill(0, Linear(reader.read("w")))
-    floats, x = kept(file.dequantize("w"), "float32"), normal(4 * MANY_ROWS + 1, shape[1])
+    reader = BlockReader(GGUFFile(path))
+    panels = Panels(1, *shape, reader.form(["w"]))
+    panels.fill(0, Linear(reader.read("w")))
+    return panels
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(64, 64), (576, 1536), (100, 96), (7, 32)])
+def test_blocks_are_the_weights_of_the_file_times_all_but_the_whole_input(
+    tmp_path, kind, shape
+) -> None:
+    """Inputs keep 16 bits: with 8, as elsewhere, logits would be off in the second digit."""
+    panels, x = in_blocks(tmp_path / "one.gguf", shape, kind), normal(3, shape[1])
+    weights = GGUFFile(tmp_path / "one.gguf").dequantize("w")
+    x[:, 5] = 3000  # as models have them: it takes its 31 neighbours' digits, and no others'
     some = np.arange(shape[0])[::-3]
-    assert np.array_equal(blocks.rows(some), floats.rows(some))
-    expected = product(floats, x, shape[0])
-    for count in [*range(1, 2 * MANY_ROWS + 2), len(x)]:
-        found = product(blocks, x[:count], shape[0])
-        assert np.array_equal(found, expected[:count]), f"{count} rows"
+    assert np.array_equal(panels.rows(some), weights[some])
+    exact = x.astype(np.float64) @ weights.T
+    np.testing.assert_allclose(product(panels, x, shape[0]), exact, rtol=2e-5, atol=1)
+    x[:, 5] = 0
+    exact = x.astype(np.float64) @ weights.T
+    found = product(panels, x, shape[0])
+    np.testing.assert_allclose(found, exact, rtol=1e-5, atol=2e-4 * shape[1] ** 0.5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_times_blocks_has_the_same_bits_in_any_company(tmp_path, kind) -> None:
+    shape = 100, 96
+    w, x = in_blocks(tmp_path / "one.gguf", shape, kind), normal(150, shape[1])
+    x *= np.geomspace(1e-20, 1e20, len(x), dtype=np.float32)[:, None]  # scales of its own
+    alone = np.concatenate([product(w, x[i : i + 1], shape[0]) for i in range(len(x))])
+    for count in [*range(1, 40), 96, 97, len(x)]:
+        found = product(w, x[-count:], shape[0])
+        assert np.array_equal(found, alone[-count:]), f"{count} rows"
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_an_input_that_is_no_number_is_not_rounded_to_one(tmp_path, broken: float) -> None:
+    """A model that overflows must be found out, not go on with zeros."""
+    x = normal(2, 96)
+    x[1, 40] = broken
+    found = product(in_blocks(tmp_path / "one.gguf", (64, 96), KINDS[1]), x, 64)
+    assert np.isfinite(found[0]).all()
+    assert not np.isfinite(found[1]).any()
+
+
+def test_rows_of_zeros_and_of_the_smallest_numbers_have_products(tmp_path) -> None:
+    x = np.zeros((3, 96), np.float32)
+    x[1], x[2] = np.finfo(np.float32).tiny, 1e-40
+    found = product(in_blocks(tmp_path / "one.gguf", (64, 96), KINDS[0]), x, 64)
+    np.testing.assert_allclose(found, 0, atol=1e-30)
 
 
 @pytest.mark.parametrize("value", [1e5, np.nan, -np.inf])

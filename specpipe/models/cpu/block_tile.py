@@ -1,0 +1,171 @@
+"""The inner loop of products with weights in blocks: whole numbers, times the scales of both.
+
+Inputs are rounded to 16 bits, 32 of them with a scale in common: to within 2^-16 of the largest of
+the 32. A block's share of an output is then a sum of products of whole numbers, which is exact, in
+whatever order; it is scaled and added to those of the blocks before it, in rising order. So an
+output's bits depend on its own row and weights alone, as they do in tile.py.
+
+llama.cpp computes with such blocks in the same way, its inputs rounded to 8 bits:
+https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-cpu/quants.c
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+
+from specpipe.models.cpu.blocks import INPUTS, TURNS, BlockForm, form_of
+from specpipe.models.cpu.compiled import generated
+from specpipe.models.cpu.instructions import (
+    FLOAT,
+    HAS_AVX512,
+    INT32,
+    INT64,
+    LANES,
+    PAIRS,
+    VECTOR,
+    WORDS,
+    add_products,
+    call,
+    load,
+    pointer,
+    reduced,
+    repeat,
+    spread,
+    step,
+    store,
+    words,
+)
+
+MOST_BLOCK_ROWS = 12 if HAS_AVX512 else 3
+"""Of a tile: two sums for each have to fit into the registers."""
+ROUNDED = 2 + INPUTS // 2
+"""Words of 32 inputs once they are rounded: their scale, their sum, and their numbers in pairs."""
+_MOST = 32767.0
+_TINY = 1e-30  # of a block of zeros
+
+
+@generated
+def round_inputs(_context: Any, x: Any, x_at: Any, out: Any, out_at: Any) -> Any:
+    """Round the 32 inputs at x[x_at]; they come to out[out_at : out_at + ROUNDED].
+
+    What is no number makes their scale none either, and so the products.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        x_place, out_place = (
+            step(builder, pointer(context, builder, signature, values, index), values[index + 1])
+            for index in (0, 2)
+        )
+        halves = [
+            load(builder, FLOAT, step(builder, x_place, ir.Constant(INT64, i * LANES)))
+            for i in range(2)
+        ]
+        sizes = [call(builder, "llvm.fabs", half) for half in halves]
+        largest = reduced(builder, "fmaximum", call(builder, "llvm.maximum", *sizes))
+        largest = call(builder, "llvm.maximum", largest, ir.Constant(FLOAT, _TINY))
+        up = spread(builder, builder.fdiv(ir.Constant(FLOAT, _MOST), largest))
+        scale = builder.fdiv(largest, ir.Constant(FLOAT, _MOST))
+        numbers = [
+            builder.fptosi(call(builder, "llvm.rint", builder.fmul(half, up)), WORDS)
+            for half in halves
+        ]
+        total = reduced(builder, "add", builder.add(*numbers))
+        builder.store(scale, out_place)
+        total = builder.fmul(builder.sitofp(total, FLOAT), scale)
+        builder.store(total, step(builder, out_place, ir.Constant(INT64, 1)))
+        short = ir.VectorType(PAIRS.element, LANES)
+        for i, half in enumerate(numbers):
+            place = step(builder, out_place, ir.Constant(INT64, 2 + i * LANES // 2))
+            place = builder.bitcast(place, short.as_pointer())
+            builder.store(builder.trunc(half, short), place, align=2)
+        return context.get_dummy_value()
+
+    return types.void(x, types.int64, out, types.int64), generate
+
+
+@generated
+def block_tile(
+    _context: Any, w: Any, w_at: Any, blocks: Any,
+    x: Any, x_at: Any, x_row: Any, rows: Any, out: Any, out_at: Any, out_row: Any,
+) -> Any:  # fmt: skip
+    """Multiply the panel at w[w_at] by 1 to MOST_BLOCK_ROWS rows.
+
+    Row r's inputs are at x[x_at + r * x_row], `blocks` times ROUNDED words; its outputs come to
+    out[out_at + r * out_row] and the next 15. For other numbers of rows it does nothing.
+    """
+    number = types.int64
+    given = w, number, number, x, number, number, number, out, number, number
+    form = form_of(w.dtype)
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        assert form
+        w_place, x_place, out_place = (
+            step(builder, pointer(context, builder, signature, values, index), values[index + 1])
+            for index in (0, 3, 7)
+        )
+        tile = _Tile(builder, form, w_place, values[2])
+        end = builder.append_basic_block("end")
+        choice = builder.switch(values[6], end)
+        for count in range(1, MOST_BLOCK_ROWS + 1):
+            case = builder.append_basic_block(f"rows.{count}")
+            choice.add_case(ir.Constant(INT64, count), case)
+            builder.position_at_end(case)
+            tile.emit(count, x_place, values[5], out_place, values[9])
+            builder.branch(end)
+        builder.position_at_end(end)
+        return context.get_dummy_value()
+
+    return types.void(*given), generate
+
+
+class _Tile:
+    """Emits the loop over a panel's blocks, for some number of rows."""
+
+    def __init__(self, builder: Any, form: BlockForm, panel: Any, blocks: Any) -> None:
+        self._builder, self._form, self._blocks = builder, form, blocks
+        self._panel = builder.bitcast(panel, ir.IntType(8).as_pointer())
+
+    def emit(self, rows: int, x: Any, x_row: Any, out: Any, out_row: Any) -> None:
+        """Code for exactly `rows` rows."""
+        builder = self._builder
+        inputs, outputs = [x], [out]
+        for _ in range(1, rows):
+            inputs.append(step(builder, inputs[-1], x_row))
+            outputs.append(step(builder, outputs[-1], out_row))
+
+        def block(number: Any, sums: list[Any]) -> list[Any]:
+            place = step(
+                builder, self._panel, builder.mul(number, ir.Constant(INT64, self._form.bytes))
+            )
+            at = builder.mul(number, ir.Constant(INT64, ROUNDED))
+            return self._add(place, [step(builder, row, at) for row in inputs], sums)
+
+        zeros = [ir.Constant(VECTOR, [0.0] * LANES)] * rows
+        for found, place in zip(repeat(builder, self._blocks, zeros, block), outputs, strict=True):
+            store(builder, found, place)
+
+    def _add(self, block: Any, rows: list[Any], sums: list[Any]) -> list[Any]:
+        """A block's share of each row's sums, added to them."""
+        builder, form = self._builder, self._form
+        form.fetch(builder, block)
+        products = [words(0)] * len(rows)
+        for turn in range(TURNS):
+            numbers = form.numbers(builder, block, turn)
+            for i, row in enumerate(rows):
+                for pair, weights in enumerate(numbers):
+                    place = step(builder, row, ir.Constant(INT64, 2 + turn * TURNS + pair))
+                    inputs = builder.load(builder.bitcast(place, INT32.as_pointer()))
+                    products[i] = add_products(
+                        builder, weights, spread(builder, inputs), products[i]
+                    )
+        scale, least = form.scale(builder, block), form.least(builder, block)
+        new = []
+        for row, product, old in zip(rows, products, sums, strict=True):
+            both = builder.fmul(scale, spread(builder, builder.load(row)))
+            found = call(builder, "llvm.fma", builder.sitofp(product, VECTOR), both, old)
+            if least is not None:
+                total = builder.load(step(builder, row, ir.Constant(INT64, 1)))
+                found = call(builder, "llvm.fma", least, spread(builder, total), found)
+            new.append(found)
+        return new
