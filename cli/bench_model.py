@@ -13,7 +13,7 @@ from specpipe.machine import usable_cores
 from specpipe.models import store
 from specpipe.new_file import new_file
 
-_DTYPES = ("auto", "gguf", "float16", "float32", "int8")
+_DTYPES = ("auto", "gguf", "float16", "float32", "int8", "int4")
 
 
 @click.command()
@@ -23,7 +23,7 @@ _DTYPES = ("auto", "gguf", "float16", "float32", "int8")
     "--dtype",
     default="auto",
     show_default=True,
-    help="How weights are kept: auto, gguf, float16, float32 or int8.",
+    help="How weights are kept: auto, gguf, float16, float32, int8 or int4.",
     shell_complete=one_of(*_DTYPES),
 )
 @option("--out", help="Draw a roofline into this .png file.", usual="none")

@@ -18,7 +18,7 @@ Form = Literal["q4", "q8"]
 INPUTS = 32
 """Of a block."""
 
-_BYTE_MAX = 127
+_BYTE_MAX, _NIBBLE_MAX = 127, 15
 _FORMS: dict[GGMLQuantizationType, Form] = {
     GGMLQuantizationType.Q4_0: "q4",
     GGMLQuantizationType.Q4_1: "q4",
@@ -58,16 +58,28 @@ class Blocks:
         return values.reshape(self.numbers.shape)
 
 
-def in_bytes(weight: NDArray[np.float32]) -> Blocks:
-    """A matrix rounded to blocks of the form q8, as Q8_0; inputs are filled up with zeros."""
+def in_blocks(weight: NDArray[np.float32], form: Form) -> Blocks:
+    """A matrix rounded to blocks, as Q4_1 or Q8_0; inputs are filled up with zeros."""
     values = np.pad(weight, ((0, 0), (0, -weight.shape[1] % INPUTS)))
     values = values.reshape(len(weight), -1, INPUTS)
     with np.errstate(over="ignore"):  # refused where it is kept
-        scale = (np.abs(values).max(axis=-1) / _BYTE_MAX).astype(np.float16)
+        if form == "q4":
+            least = values.min(axis=-1).astype(np.float16)
+            scale = ((values.max(axis=-1) - least) / _NIBBLE_MAX).astype(np.float16)
+        else:
+            scale = (np.abs(values).max(axis=-1) / _BYTE_MAX).astype(np.float16)
+    if form == "q4":
+        numbers = _rounded(values - least[..., None], scale).clip(0, _NIBBLE_MAX).astype(np.uint8)
+        return Blocks(scale, least, numbers.reshape(len(weight), -1))
+    numbers = _rounded(values, scale).clip(-_BYTE_MAX, _BYTE_MAX).astype(np.int8)
+    return Blocks(scale, None, numbers.reshape(len(weight), -1))
+
+
+def _rounded(values: NDArray[np.float32], scale: NDArray[np.float16]) -> NDArray[np.float32]:
+    """Values [outputs, blocks, 32] by their block's scale; by one that is zero they are zero."""
     with np.errstate(invalid="ignore"):
         divisor = np.where(scale > 0, scale, np.inf).astype(np.float32)
-        numbers = np.rint(values / divisor[..., None]).clip(-_BYTE_MAX, _BYTE_MAX).astype(np.int8)
-    return Blocks(scale, None, numbers.reshape(len(weight), -1))
+        return np.rint(values / divisor[..., None])
 
 
 def joined(parts: Sequence[Blocks]) -> Blocks:

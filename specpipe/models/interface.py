@@ -15,7 +15,7 @@ Logits = NDArray[np.float32]
 """Unnormalised log-probabilities, one row a position: float32[rows, vocabulary]."""
 
 
-DTYPES = ("auto", "gguf", "float16", "float32", "bfloat16", "int8")
+DTYPES = ("auto", "gguf", "float16", "float32", "bfloat16", "int8", "int4")
 """How weights can be held, on one device or another; see load_model."""
 
 Interrupted = Callable[[], bool] | None

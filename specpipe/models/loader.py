@@ -20,7 +20,8 @@ from specpipe.models.weights import DecoderWeights, find_forms
 if TYPE_CHECKING:
     import torch
 
-_BYTES = {"gguf": 0.5, "float16": 2, "bfloat16": 2, "float32": 4, "int8": 1}
+_BYTES = {"gguf": 0.5, "float16": 2, "bfloat16": 2, "float32": 4, "int8": 1, "int4": 0.6}
+_CPU_ONLY = "gguf", "int8", "int4"
 
 
 def load_model(
@@ -165,16 +166,14 @@ def resolve_dtype(name: str, device: str, *, in_blocks: bool = False) -> str:
         raise UserError(f"dtype {name!r} is unknown: use {', '.join(DTYPES)}")
     if name == "bfloat16" and on_cpu:
         raise UserError("dtype bfloat16 needs a CUDA device: use float16, float32 or int8 on a CPU")
-    if name == "int8" and not on_cpu:
-        raise UserError("dtype int8 is for CPUs: use bfloat16 or float16 on a CUDA device")
-    if name == "gguf" and not on_cpu:
-        raise UserError("dtype gguf is for CPUs: use bfloat16 or float16 on a CUDA device")
+    if name in _CPU_ONLY and not on_cpu:
+        raise UserError(f"dtype {name} is for CPUs: use bfloat16 or float16 on a CUDA device")
     if name == "gguf" and not in_blocks:
         raise UserError(
             "dtype gguf is for files with blocks of type Q4_0, Q4_1 or Q8_0, and this model has "
             "none: use float16 or float32"
         )
-    if name in ("float16", "gguf") and on_cpu and not has_float16():
+    if name in ("float16", *_CPU_ONLY) and on_cpu and not has_float16():
         raise UserError("this CPU does not convert float16 by itself: use float32")
     if name != "auto":
         return name

@@ -11,11 +11,12 @@ from specpipe.models.cpu.instructions import LANES
 from specpipe.models.cpu.memory import reserve_weights
 from specpipe.models.cpu.state import Layers, Matrix
 from specpipe.models.cpu.tile import BLOCK
-from specpipe.models.gguf_blocks import Blocks, Form, in_bytes
+from specpipe.models.gguf_blocks import Blocks, Form, in_blocks
 from specpipe.models.shape import DecoderConfig
 from specpipe.models.weights import DecoderWeights, Floats, Linear
 
 _FLOAT16_MAX = 65504.0
+_ROUNDED_TO = {"int8": "q8", "int4": "q4"}
 _AT_ONCE = 64  # panels; a copy of a large vocabulary would be a large one
 
 
@@ -33,11 +34,11 @@ class Panels:
         outputs: of each; there are zeros up to the next multiple of 64.
         inputs: of each.
         dtype: float32 or float16; or the form of blocks that are put there as they are, q4 or q8;
-            or int8: they are rounded to blocks of the form q8.
+            or int8 or int4: they are rounded to blocks of the form q8 or q4.
     """
 
     def __init__(self, layers: int, outputs: int, inputs: int, dtype: str) -> None:
-        self._inputs, kept = inputs, "q8" if dtype == "int8" else dtype
+        self._inputs, kept = inputs, _ROUNDED_TO.get(dtype, dtype)
         self._form = cast("Form", kept) if kept in ELEMENTS else None
         panel = panel_shape(kept, inputs) if self._form else (inputs, LANES)
         self._panels = reserve_weights(
@@ -55,7 +56,7 @@ class Panels:
         for start in range(0, outputs, _AT_ONCE * LANES):
             part = weight[start : start + _AT_ONCE * LANES]
             if self._form:
-                blocks = part if isinstance(part, Blocks) else in_bytes(part)
+                blocks = part if isinstance(part, Blocks) else in_blocks(part, self._form)
                 self._store_blocks(layer, first + start, blocks, self._form)
             else:
                 assert not isinstance(part, Blocks)

@@ -22,9 +22,9 @@ from specpipe.models.gguf_blocks import BlockReader
 from specpipe.models.gguf_file import GGUFFile
 from specpipe.models.weights import Linear
 
-DTYPES = ["float16", "float32", "int8"]
-ROUNDING = {"float16": 2**-11, "float32": 0, "int8": 0.5 / 127}
-ERROR = {"float16": 1e-5, "float32": 1e-5, "int8": 2e-4}
+DTYPES = ["float16", "float32", "int8", "int4"]
+ROUNDING = {"float16": 2**-11, "float32": 0, "int8": 0.51 / 127, "int4": 1.1 / 15}
+ERROR = {"float16": 1e-5, "float32": 1e-5, "int8": 2e-4, "int4": 2e-4}
 SHAPES = [(64, 64), (576, 1536), (100, 33), (7, 577)]
 
 
@@ -225,4 +225,25 @@ def test_processors_with_fewer_registers_compute_the_same_bits(tiny_gguf, tmp_pa
         tiles.append(run.stdout)
         values.append(np.load(found))
     assert tiles[1] == "1 6\n"
+    assert np.array_equal(*values)
+
+
+WRITE_PRODUCTS = """
+import sys
+import numpy as np
+from tests.unit.models.cpu.test_kernels import kept, normal, product
+panels = [kept(normal(100, 75), dtype) for dtype in ("int8", "int4")]
+np.save(sys.argv[1], [product(each, normal(5, 75), 100) for each in panels])
+"""
+
+
+def test_processors_without_instructions_for_pairs_compute_the_same_bits(tmp_path) -> None:
+    """What is left is multiplied number by number: a sign lost there would be another model."""
+    values = []
+    for name, features in (("own", None), ("plain", "+avx,+fma,+f16c,+sse4.2")):
+        told = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features} if features else {}
+        found = tmp_path / f"{name}.npy"
+        command = [sys.executable, "-c", WRITE_PRODUCTS, str(found)]
+        subprocess.run(command, env=os.environ | told, check=True)
+        values.append(np.load(found))
     assert np.array_equal(*values)
