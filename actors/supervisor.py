@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from specpipe.actors.ending import ended_by, first_line, has_ended, launch_error
 from specpipe.actors.nodes import Layout, Node, this_node
 from specpipe.actors.watch import Watch
 from specpipe.actors.worker import DraftHost, PairHost, TargetHost, WorkerHost, WorkerSpec
 from specpipe.channel import network_address, worker_address
 from specpipe.config import Config, ModelConfig
 from specpipe.errors import SpecpipeError, UserError, WorkerError
-from specpipe.exhaustion import REMEDY
 from specpipe.gate import WorkerKeys, fresh_keys
 from specpipe.hub_client import HubClient
 from specpipe.machine import oom_kills
@@ -56,9 +56,7 @@ class _Running:
 
     def cause(self) -> str:
         """Why its loop has ended, in one line."""
-        if _was_killed(self.done) and oom_kills() > self.oom_kills:
-            return f"the machine ran out of memory, and the system ended a process: {REMEDY}"
-        return _cause(self.done)
+        return ended_by(self.done, oom_kills_before=self.oom_kills)
 
 
 class Supervisor:
@@ -128,8 +126,8 @@ class Supervisor:
             with self._changed:
                 self._changed.wait(_WATCH_EVERY_S)
             for role, running in self._running.items():
-                if role not in self._ready and _is_done(running.done):
-                    raise _launch_error(role, running)
+                if role not in self._ready and has_ended(running.done):
+                    raise launch_error(role, running.done, running.cause())
             if self._hub.ended:
                 raise WorkerError("the coordinator's process could not be started")
             if time.monotonic() > deadline:
@@ -296,7 +294,7 @@ class Supervisor:
                         self._replace(role, running, cause)
             except Exception as error:  # Ray's parts fail in many ways, and nobody else would tell
                 for role in list(self._running):
-                    self._give_up(role, _first_line(error))
+                    self._give_up(role, first_line(error))
             if self._hub.ended:  # there is nobody left to work for
                 for running in self._running.values():
                     ray.kill(running.host)
@@ -304,7 +302,7 @@ class Supervisor:
 
     def _trouble(self, role: Role, running: _Running, now: float) -> str | None:
         """Why a worker has to be replaced; `now` is in seconds of our own work."""
-        if _is_done(running.done):
+        if has_ended(running.done):
             return running.cause()
         unfit = self._unfit.get(role)
         if unfit and unfit.incarnation == running.incarnation:
@@ -328,7 +326,7 @@ class Supervisor:
         try:
             self._start(role, incarnation, self._make_host(role, incarnation))
         except (RayError, SpecpipeError) as error:
-            self._give_up(role, _first_line(error))
+            self._give_up(role, first_line(error))
 
     def _give_up(self, role: Role, cause: str) -> None:
         """A worker will not come back."""
@@ -367,47 +365,3 @@ class Supervisor:
             f"{self._config.ray.launch_timeout_s:g} s, waiting for {asked or 'the model to load'}: "
             "raise ray.launch_timeout_s, or free what is missing"
         )
-
-
-def _is_done(ref: Any) -> bool:
-    done, _ = ray.wait([ref], timeout=0)
-    return bool(done)
-
-
-def _cause(ref: Any) -> str:
-    """Why a worker's loop ended, in one line."""
-    try:
-        ray.get(ref)
-    except RayTaskError as error:
-        return _first_line(error.cause)
-    except RayError as error:
-        return _first_line(error)
-    return "its loop ended"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else repr(error)
-
-
-def _was_killed(ref: Any) -> bool:
-    """Whether a worker's process came to an end, and not its loop alone."""
-    try:
-        ray.get(ref)
-    except RayTaskError:
-        return False
-    except RayError:
-        return True
-    return False
-
-
-def _launch_error(role: Role, running: _Running) -> SpecpipeError:
-    """The error of a worker that died before it was ready: the user's fault, or its own."""
-    try:
-        ray.get(running.done)
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            return UserError(str(error.cause))
-    except RayError:
-        pass
-    return WorkerError(f"the {role} could not be started: {running.cause()}")

@@ -79,7 +79,8 @@ def _rounded(values: NDArray[np.float32], scale: NDArray[np.float16]) -> NDArray
     """Values [outputs, blocks, 32] by their block's scale; by one that is zero they are zero."""
     with np.errstate(invalid="ignore"):
         divisor = np.where(scale > 0, scale, np.inf).astype(np.float32)
-        return np.rint(values / divisor[..., None])
+        rounded: NDArray[np.float32] = np.rint(values / divisor[..., None])
+    return rounded
 
 
 def joined(parts: Sequence[Blocks]) -> Blocks:
