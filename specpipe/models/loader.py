@@ -127,12 +127,12 @@ def _check_room(config: DecoderConfig, num_slots: int, dtype: str, device: str, 
         UserError: if the device has less memory than they take, or can come to take.
     """
     if device == "cpu":
-        room, free, number = physical_memory(), available_memory(), 4
+        room, free = physical_memory(), available_memory()
     else:
         import torch  # noqa: PLC0415
 
         free, room = torch.cuda.mem_get_info(torch_device(device))
-        number = 4 if dtype == "float32" else 2
+    number = 4 if dtype == "float32" else 2
     weights = sum(math.prod(shape) for _, shape in config.weight_shapes()) * _BYTES[dtype]
     if weights > free:
         raise UserError(

@@ -7,10 +7,11 @@ positions; and its weights times the values, whose panels are 16 elements of a h
 from typing import Any
 
 import numpy as np
+from numba import types
 from numpy.typing import NDArray
 
-from specpipe.models.cpu.compiled import compiled
-from specpipe.models.cpu.instructions import LANES
+from specpipe.models.cpu.compiled import compiled, generated
+from specpipe.models.cpu.instructions import HALF, LANES, element, pointer, step
 from specpipe.models.cpu.kernels import normalise, rotate, softmax
 from specpipe.models.cpu.products import multiply
 from specpipe.models.cpu.state import Buffers, Cache, Floats, Shape
@@ -62,10 +63,23 @@ def take_in(
                 at = place * shape.context * dim
                 at += (position // LANES) * dim * LANES + position % LANES
                 for j in range(dim):
-                    cache.keys[at + j * LANES] = key[j]
+                    _keep(cache.keys, at + j * LANES, key[j])
                 at = (place * shape.context + position) * shape.padded_head
                 for j in range(dim):
-                    cache.values[at + j] = value[j]
+                    _keep(cache.values, at + j, value[j])
+
+
+@generated
+def _keep(_context: Any, entries: Any, place: Any, number: Any) -> Any:
+    """Write a float where others of its kind are, rounded to float16 where these are."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        at = step(builder, pointer(context, builder, signature, values, 0), values[1])
+        half = element(entries.dtype) is HALF
+        builder.store(builder.fptrunc(values[2], HALF) if half else values[2], at)
+        return context.get_dummy_value()
+
+    return types.void(entries, types.int64, types.float32), generate
 
 
 @compiled

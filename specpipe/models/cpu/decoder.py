@@ -58,8 +58,10 @@ class CpuDecoder(Decoder):
         self._turns = RotaryTable(config)
         shape = self._shape
         places = config.layers * num_slots * config.kv_heads * shape.context
-        self._keys = reserve_entries((places * config.head_dim,), np.float32)
-        self._values = reserve_entries((places * shape.padded_head,), np.float32)
+        # float16 as bits, since numba has no such type.
+        kept = np.float32 if dtype == "float32" else np.uint16
+        self._keys = reserve_entries((places * config.head_dim,), kept)
+        self._values = reserve_entries((places * shape.padded_head,), kept)
         self._buffers = _buffers(shape, threads)
 
     @property

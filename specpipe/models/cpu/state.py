@@ -62,13 +62,14 @@ class Cache(NamedTuple):
 
     Attributes:
         turns: [positions, head_dim], cosine and sine of each rotary pair, in turn.
-        keys: flat, [layers, slots, kv heads, context / 16, head_dim, 16].
-        values: flat, [layers, slots, kv heads, context, padded_head].
+        keys: flat, [layers, slots, kv heads, context / 16, head_dim, 16], float32, or float16 as
+            uint16.
+        values: flat, [layers, slots, kv heads, context, padded_head], of the same kind.
     """
 
     turns: Floats
-    keys: Floats
-    values: Floats
+    keys: NDArray[Any]
+    values: NDArray[Any]
 
 
 class Buffers(NamedTuple):

@@ -145,7 +145,7 @@ def test_weights_in_blocks_give_all_but_the_logits_of_float32(tiny_gguf, threads
     assert model.dtype == "gguf"
     expected = logits_of(model, IDS)
     floats = logits_of(load_model(path, dtype="float32"), IDS)
-    np.testing.assert_allclose(expected, floats, atol=1e-3)
+    np.testing.assert_allclose(expected, floats, atol=0.01)
     slot, start = model.open(), 0
     for rows in [*range(17), 40]:
         got = model.forward(slot, IDS[start : start + rows + 1], rows + 1)
@@ -157,7 +157,7 @@ def test_the_real_target_says_what_it_says_in_float32(smollm2) -> None:
     tokens = np.random.default_rng(1).integers(0, 49152, 60).tolist()
     models = (load_model(smollm2.weights, dtype=dtype) for dtype in ("auto", "float32", "float16"))
     found, expected, halves = (logits_of(model, tokens) for model in models)
-    np.testing.assert_allclose(found, expected, atol=0.02)
+    np.testing.assert_allclose(found, expected, atol=0.1)
     assert np.abs(found - expected).mean() < np.abs(halves - expected).mean()
 
 

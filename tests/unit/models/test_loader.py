@@ -68,12 +68,12 @@ def test_a_context_that_no_memory_holds_is_refused_before_weights_are_read(
     monkeypatch.setattr(loader, "physical_memory", lambda: 4_000_000_000)
     monkeypatch.setattr(loader, "DecoderWeights", None)
     with pytest.raises(
-        UserError, match=r"12\.9 GB \(1 x 16777215 x 768 bytes\): there are 4\.0 GB"
+        UserError, match=r"6\.4 GB \(1 x 16777215 x 384 bytes\): there are 4\.0 GB"
     ) as error:
         load_model(path)
-    assert "pipeline.context_length to at most 5208333" in str(error.value)
+    assert "pipeline.context_length to at most 10416666" in str(error.value)
     monkeypatch.undo()
-    assert load_model(path, context_length=5208333 // 100).context_length == 52083
+    assert load_model(path, context_length=10416666 // 200).context_length == 52083
 
 
 @pytest.mark.parametrize(
