@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from specpipe.models.interface import BLOCK_DTYPES
 from specpipe.models.shape import DecoderConfig
 from specpipe.models.weights import Floats
 
@@ -27,7 +28,8 @@ class Limits:
 
     Attributes:
         bandwidth: bytes read from memory in a second.
-        rate: floating-point operations in a second, in float32.
+        rate: multiplications and additions in a second: of float32; of whole numbers of 16 bits
+            where weights are multiplied as such.
     """
 
     bandwidth: float
@@ -51,12 +53,21 @@ class Work:
         return max(self.reads / limits.bandwidth, self.operations / limits.rate)
 
 
-def work_of(config: DecoderConfig, weight_bytes: int, context: int, rows: int, judged: int) -> Work:
+def work_of(
+    config: DecoderConfig,
+    weight_bytes: int,
+    number_bytes: int,
+    *,
+    context: int,
+    rows: int,
+    judged: int,
+) -> Work:
     """What a pass of `rows` rows behind `context` tokens has to do.
 
     Args:
         config: the model's shape.
         weight_bytes: of all weights that it reads.
+        number_bytes: of a number of the keys and values.
         context: tokens that are there before.
         rows: tokens that are fed.
         judged: rows of logits that are wanted; each is a product with the head.
@@ -66,13 +77,20 @@ def work_of(config: DecoderConfig, weight_bytes: int, context: int, rows: int, j
     entries = 2 * config.layers * config.kv_heads * config.head_dim
     attended = sum(context + row + 1 for row in range(rows))
     attention = 2 * config.layers * config.heads * config.head_dim * attended
-    reads = weight_bytes + 4.0 * entries * (context + rows)
+    reads = weight_bytes + float(number_bytes) * entries * (context + rows)
     return Work(reads, 2.0 * (layers * rows + head * judged + attention))
 
 
-def measure_limits(threads: int) -> Limits:
-    """Measure what `threads` threads of this process can do; takes about a second."""
-    return Limits(_bandwidth(threads), _rate(threads))
+def measure_limits(threads: int, dtype: str = "float32") -> Limits:
+    """Measure what `threads` threads of this process can do; takes about a second.
+
+    With weights in blocks the rate is twice that of float32 where the processor has VNNI: one
+    instruction takes as long, and multiplies twice as many numbers.
+    """
+    from specpipe.models.cpu.instructions import HAS_VNNI  # noqa: PLC0415 (numba, seconds)
+
+    pairs = 2 if HAS_VNNI and dtype in BLOCK_DTYPES else 1
+    return Limits(_bandwidth(threads), _rate(threads) * pairs)
 
 
 def _bandwidth(threads: int) -> float:

@@ -14,7 +14,7 @@ def table(report: ModelReport) -> str:
     for threads, limits in report.limits.items():
         lines.append(
             f"{_threads(threads)}: reads {limits.bandwidth / 1e9:.1f} "
-            f"GB/s, multiplies at {limits.rate / 1e9:.0f} GFLOP/s; a prompt of {PREFILL} tokens at "
+            f"GB/s, multiplies at {limits.rate / 1e9:.0f} Gop/s; a prompt of {PREFILL} tokens at "
             f"{report.prefill[threads]:.0f} tokens/s, {report.prefill_share[threads]:.0%} of that"
         )
         passes = [each for each in report.passes if each.threads == threads]
@@ -65,7 +65,12 @@ def draw(report: ModelReport, path: Path) -> None:
             for each in chosen:
                 place = (each.operations / each.reads, each.operations / each.seconds / 1e9)
                 axes.annotate(str(each.rows), place, (3, -9), textcoords="offset points", size=7)
-    axes.set(xscale="log", yscale="log", xlabel="operations for each byte read", ylabel="GFLOP/s")
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="operations for each byte read",
+        ylabel="billions of operations a second",
+    )
     axes.set_title(f"{report.model}, {report.dtype}: passes of 1 to 16 rows (numbers)")
     axes.legend(fontsize=8)
     axes.grid(visible=True, which="both", alpha=0.3)

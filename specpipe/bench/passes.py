@@ -9,6 +9,7 @@ from typing import Any
 
 from specpipe.bench.floor import Limits, measure_limits, resident_bytes, work_of
 from specpipe.models.decoder import Decoder
+from specpipe.models.interface import entry_bytes
 from specpipe.models.loader import load_model
 
 ROWS = (1, 2, 3, 4, 5, 6, 8, 12, 16)
@@ -100,7 +101,7 @@ def measure(
         if report is None:
             report = ModelReport(name, model.dtype, seconds, resident_bytes() / 1e6)
         progress(f"{count} threads: what the machine can do")
-        report.limits[count] = limits = measure_limits(count)
+        report.limits[count] = limits = measure_limits(count, model.dtype)
         _time_prefill(report, model, slot, count, limits)
         for context in (each for each in CONTEXTS if each + max(ROWS) <= model.context_length):
             progress(f"{count} threads: passes behind {context} tokens")
@@ -120,7 +121,9 @@ def _time_prefill(
         begun = time.perf_counter()
         model.forward(slot, _tokens(model, count), 1)
         times.append(time.perf_counter() - begun)
-    work = work_of(model.config, model.weight_bytes, 0, count, 1)
+    work = work_of(
+        model.config, model.weight_bytes, entry_bytes(model.dtype), context=0, rows=count, judged=1
+    )
     report.prefill[threads] = count / median(times)
     report.prefill_share[threads] = work.operations / median(times) / limits.rate
 
@@ -129,7 +132,8 @@ def _time_passes(
     model: Decoder, slot: int, threads: int, context: int, limits: Limits
 ) -> Iterator[Pass]:
     for rows, seconds in pass_seconds(model, slot, context).items():
-        work = work_of(model.config, model.weight_bytes, context, rows, rows)
+        sizes = model.weight_bytes, entry_bytes(model.dtype)
+        work = work_of(model.config, *sizes, context=context, rows=rows, judged=rows)
         floor = work.floor(limits)
         yield Pass(threads, context, rows, seconds, floor, work.operations, work.reads)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from specpipe.errors import UserError
 from specpipe.machine import available_memory, physical_memory
 from specpipe.models.decoder import Decoder
-from specpipe.models.interface import DTYPES
+from specpipe.models.interface import BLOCK_DTYPES, DTYPES, entry_bytes
 from specpipe.models.shape import DecoderConfig
 from specpipe.models.source import ModelSource, open_model
 from specpipe.models.weights import DecoderWeights, find_forms
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import torch
 
 _BYTES = {"gguf": 0.5, "float16": 2, "bfloat16": 2, "float32": 4, "int8": 1, "int4": 0.6}
-_CPU_ONLY = "gguf", "int8", "int4"
 
 
 def load_model(
@@ -40,8 +39,8 @@ def load_model(
 
     Args:
         path: a .gguf or .pt file, a folder that holds exactly one, or a Hugging Face folder.
-        dtype: how weights are kept: float16, float32, bfloat16 (CUDA only), int8 (CPU only, and
-            another model then: each output's weights in 255 steps), gguf (CPU only: as the file
+        dtype: how weights are kept: float16, float32, bfloat16 (CUDA only), int8 or int4 (CPU
+            only, and another model then: 32 weights share 255 or 16 steps), gguf (CPU only: as the file
             has them where that is Q4_0, Q4_1 or Q8_0, else float16), or auto: on a CPU gguf, or
             float16 if the file has no such blocks, or float32 if the CPU does not convert float16
             by itself; bfloat16 on CUDA.
@@ -132,14 +131,13 @@ def _check_room(config: DecoderConfig, num_slots: int, dtype: str, device: str, 
         import torch  # noqa: PLC0415
 
         free, room = torch.cuda.mem_get_info(torch_device(device))
-    number = 4 if dtype == "float32" else 2
     weights = sum(math.prod(shape) for _, shape in config.weight_shapes()) * _BYTES[dtype]
     if weights > free:
         raise UserError(
             f"the weights of {path} take {weights / 1e9:.1f} GB as {dtype}, and {device} has "
             f"{free / 1e9:.1f} GB free: choose a smaller dtype or model, or free some memory"
         )
-    row = 2 * config.layers * config.kv_heads * config.head_dim * number
+    row = 2 * config.layers * config.kv_heads * config.head_dim * entry_bytes(dtype)
     if (needed := row * num_slots * config.context_length) > room:
         sequences = f" in each of {num_slots} sequences" if num_slots > 1 else ""
         raise UserError(
@@ -166,14 +164,14 @@ def resolve_dtype(name: str, device: str, *, in_blocks: bool = False) -> str:
         raise UserError(f"dtype {name!r} is unknown: use {', '.join(DTYPES)}")
     if name == "bfloat16" and on_cpu:
         raise UserError("dtype bfloat16 needs a CUDA device: use float16, float32 or int8 on a CPU")
-    if name in _CPU_ONLY and not on_cpu:
+    if name in BLOCK_DTYPES and not on_cpu:
         raise UserError(f"dtype {name} is for CPUs: use bfloat16 or float16 on a CUDA device")
     if name == "gguf" and not in_blocks:
         raise UserError(
             "dtype gguf is for files with blocks of type Q4_0, Q4_1 or Q8_0, and this model has "
             "none: use float16 or float32"
         )
-    if name in ("float16", *_CPU_ONLY) and on_cpu and not has_float16():
+    if name in ("float16", *BLOCK_DTYPES) and on_cpu and not has_float16():
         raise UserError("this CPU does not convert float16 by itself: use float32")
     if name != "auto":
         return name

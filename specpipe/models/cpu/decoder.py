@@ -16,7 +16,7 @@ from specpipe.models.cpu.state import Buffers, Cache, Shape
 from specpipe.models.cpu.team import Team
 from specpipe.models.cpu.tile import MANY_ROWS
 from specpipe.models.decoder import LAYERS_BETWEEN_QUESTIONS, Decoder
-from specpipe.models.interface import Feed, Interrupted, Logits
+from specpipe.models.interface import Feed, Interrupted, Logits, entry_bytes
 from specpipe.models.rotary import RotaryTable
 from specpipe.models.shape import DecoderConfig
 from specpipe.models.weights import DecoderWeights, Floats
@@ -31,7 +31,7 @@ class CpuDecoder(Decoder):
     Args:
         config: the model's shape, as it is to be used.
         weights: where to read its weights.
-        dtype: float16, float32 or int8; or gguf: `weights` come in blocks where the file has such,
+        dtype: float16, float32, int8 or int4; or gguf: `weights` come in blocks where the file has such,
             and others are kept as float16.
         num_slots: sequences that can be held at once.
         threads: how many compute.
@@ -59,7 +59,7 @@ class CpuDecoder(Decoder):
         shape = self._shape
         places = config.layers * num_slots * config.kv_heads * shape.context
         # float16 as bits, since numba has no such type.
-        kept = np.float32 if dtype == "float32" else np.uint16
+        kept = np.float32 if entry_bytes(dtype) == 4 else np.uint16
         self._keys = reserve_entries((places * config.head_dim,), kept)
         self._values = reserve_entries((places * shape.padded_head,), kept)
         self._buffers = _buffers(shape, threads)

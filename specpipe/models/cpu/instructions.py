@@ -17,8 +17,8 @@ def _has(feature: str) -> bool:
 
 
 HAS_AVX512 = _has("avx512f")
-_HAS_AVX2, _HAS_VNNI = _has("avx2"), _has("avx512vnni")
-if _HAS_VNNI:
+_HAS_AVX2, HAS_VNNI = _has("avx2"), _has("avx512vnni")
+if HAS_VNNI:
     initialize_native_asmparser()
 
 FLOAT, HALF, BYTE = ir.FloatType(), ir.HalfType(), ir.IntType(8)
@@ -130,7 +130,7 @@ def reduced(builder: Any, name: str, vector: Any) -> Any:
 
 def add_products(builder: Any, left: Any, right: Any, sums: Any) -> Any:
     """To each word of sums, the products of the two pairs of left's and right's word."""
-    if _HAS_VNNI:
+    if HAS_VNNI:
         # Not by LLVM's intrinsic: it makes two instructions of it, for a shorter chain of sums,
         # where we have many chains and no time.
         kind = ir.FunctionType(WORDS, [WORDS, WORDS, WORDS])
