@@ -69,7 +69,7 @@ def draw(report: ModelReport, path: Path) -> None:
         xscale="log",
         yscale="log",
         xlabel="operations for each byte read",
-        ylabel="billions of operations a second",
+        ylabel="thousand millions a second",
     )
     axes.set_title(f"{report.model}, {report.dtype}: passes of 1 to 16 rows (numbers)")
     axes.legend(fontsize=8)

@@ -40,10 +40,10 @@ def load_model(
     Args:
         path: a .gguf or .pt file, a folder that holds exactly one, or a Hugging Face folder.
         dtype: how weights are kept: float16, float32, bfloat16 (CUDA only), int8 or int4 (CPU
-            only, and another model then: 32 weights share 255 or 16 steps), gguf (CPU only: as the file
-            has them where that is Q4_0, Q4_1 or Q8_0, else float16), or auto: on a CPU gguf, or
-            float16 if the file has no such blocks, or float32 if the CPU does not convert float16
-            by itself; bfloat16 on CUDA.
+            only, and another model then: 32 weights share 255 or 16 steps), gguf (CPU only: as the
+            file has them where that is Q4_0, Q4_1 or Q8_0, else float16), or auto: on a CPU gguf,
+            or float16 if the file has no such blocks, or float32 if the CPU does not convert
+            float16 by itself; bfloat16 on CUDA.
         device: cpu, or cuda:N as torch counts them.
         threads: how many compute, on a CPU.
         context_length: tokens that a slot can hold; by default as many as the model was made for.

@@ -31,8 +31,8 @@ class CpuDecoder(Decoder):
     Args:
         config: the model's shape, as it is to be used.
         weights: where to read its weights.
-        dtype: float16, float32, int8 or int4; or gguf: `weights` come in blocks where the file has such,
-            and others are kept as float16.
+        dtype: float16, float32, int8 or int4; or gguf: `weights` come in blocks where the file has
+            such, and others are kept as float16.
         num_slots: sequences that can be held at once.
         threads: how many compute.
         head_tokens, kept_tokens: see `load_model`.
