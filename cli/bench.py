@@ -1,7 +1,6 @@
 """`specpipe bench`: how fast is it here, and against what?"""
 
 import json
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from specpipe.cli.options import (
     option,
     pipeline_options,
 )
+from specpipe.cli.progress import Progress
 from specpipe.config import Config
 from specpipe.devices import Placement, place
 from specpipe.errors import UserError
@@ -36,7 +36,6 @@ _TOKENS = 128
 _REPEATS = 3
 _MOST = 64  # guesses a block
 _SEED = 0
-_SAY_EVERY_S = 20.0
 
 
 @cloup.group(invoke_without_command=True)
@@ -107,7 +106,7 @@ def bench(context: click.Context, /, **options: Any) -> None:
     from specpipe.bench.session import run  # noqa: PLC0415
 
     plan = _plan(options)
-    progress = _Progress()
+    progress = _Said()
     try:
         with ray_session(plan.config.ray):  # one for all pipelines: it takes seconds to start
             say_dashboard()
@@ -228,28 +227,17 @@ def _refuse_options(context: click.Context) -> None:
             )
 
 
-class _Progress:
-    """Lines on standard error: one that is written over on a terminal, else one now and then."""
+class _Said:
+    """What a benchmark says of itself, on standard error."""
 
     def __init__(self) -> None:
-        self._rewrites = sys.stderr.isatty()
-        self._open = False  # whether a line is to be written over
-        self._said = time.monotonic()
+        self._progress = Progress()
 
     def say(self, text: str) -> None:
         """Something begins that takes a while."""
-        self._line(text)
+        self._progress.end()
+        click.echo(text, err=True)
 
     def step(self, done: int, of: int, seconds_left: float) -> None:
         """A measurement was made."""
-        minutes, seconds = divmod(round(seconds_left), 60)
-        text = f"{done} of {of}, {minutes}:{seconds:02} left"
-        if self._rewrites:
-            click.echo(f"\r{text:<60}", nl=False, err=True)
-            self._open = True
-        elif done == of or time.monotonic() - self._said > _SAY_EVERY_S:
-            self._line(text)
-
-    def _line(self, text: str) -> None:
-        click.echo(f"\n{text}" if self._open else text, err=True)
-        self._open, self._said = False, time.monotonic()
+        self._progress("measuring", done / of, f"{done} of {of}", seconds_left)
