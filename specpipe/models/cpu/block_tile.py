@@ -37,8 +37,8 @@ from specpipe.models.cpu.instructions import (
     words,
 )
 
-MOST_BLOCK_ROWS = 12 if HAS_AVX512 else 3
-"""Of a tile: two sums for each have to fit into the registers."""
+MOST_BLOCK_ROWS = 16 if HAS_AVX512 else 3
+"""Of a tile: a sum of whole numbers for each has to stay in a register."""
 ROUNDED = 2 + INPUTS // 2
 """Words of 32 inputs once they are rounded: their scale, their sum, and their numbers in pairs."""
 _MOST = 32767.0
