@@ -16,7 +16,7 @@ from specpipe.dispatch import make_policy
 from specpipe.drafting.drafter import DrafterKind
 from specpipe.errors import UserError
 from specpipe.logs import LogConfig
-from specpipe.models.interface import DTYPES
+from specpipe.models.interface import DRAFT_DTYPE, DTYPES
 from specpipe.sampling import Acceptance, SamplingParams
 from specpipe.toml_file import checked, read_toml, replaced, unknown
 
@@ -51,7 +51,7 @@ class ModelConfig:
         model: name of an installed model, path of a model's folder or file, or a hub's owner/name.
         device: as specpipe.devices reads it: "auto", "cpu", "cpu:0-3", "cuda:1".
         dtype: how weights are held: one of DTYPES. "auto" is the device's fastest that keeps them
-            as they are, more or less (see models/loader.py); for a draft on a CPU it is int8,
+            as they are, more or less (see models/loader.py); for a draft on a CPU it is int4,
             since guesses need not be exact.
         backend: what computes, one of BACKENDS: our own decoder, or transformers' classes.
         node: where the device is: id, name or address of a node of the Ray cluster; None: where the
@@ -133,9 +133,9 @@ class DraftConfig(ModelConfig):
         return self.drafter != "ngram"
 
     def kept_as(self, *, on_cpu: bool) -> str:
-        """As ModelConfig; int8 where that is usual: a guess need not be exact."""
+        """As ModelConfig; DRAFT_DTYPE where that is usual."""
         usual = self.dtype == "auto" and self.backend == "specpipe" and on_cpu
-        return "int8" if usual else self.dtype
+        return DRAFT_DTYPE if usual else self.dtype
 
     @property
     def covered_tokens(self) -> int:

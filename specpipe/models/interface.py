@@ -18,6 +18,8 @@ Logits = NDArray[np.float32]
 DTYPES = ("auto", "gguf", "float16", "float32", "bfloat16", "int8", "int4")
 BLOCK_DTYPES = "gguf", "int8", "int4"
 """Those that are multiplied as whole numbers; CPUs only."""
+DRAFT_DTYPE = "int4"
+"""What is usual for a draft on a CPU: a guess need not be exact."""
 
 
 def entry_bytes(dtype: str) -> int:

@@ -15,6 +15,7 @@ import torch
 
 from specpipe.errors import UserError
 from specpipe.models.decoder import Decoder
+from specpipe.models.interface import DRAFT_DTYPE
 from specpipe.models.loader import build, load_model
 from specpipe.models.prune import format_layers
 from specpipe.models.shape import DecoderConfig
@@ -45,7 +46,7 @@ from specpipe.training.worth import expect, time_pair
 from specpipe.training.writing import AT_ONCE
 
 _WRITING, _LEARNING = 0.55, 0.4  # shares of the time: more text helps more than more steps
-_STEPS_A_PASS = 12  # guesses in the time of a pass: fewer cost more than they bring
+_STEPS_A_PASS = 6  # guesses in the time of a pass: fewer cost more than they bring
 _HELD_OUT = 24  # conversations: enough to see a curve
 _LOOK_EVERY = 50  # steps
 _CONTEXT = 2048
@@ -253,13 +254,13 @@ class Distillation:
 
 
 def worthwhile_layers(config: DecoderConfig, head_tokens: int) -> int:
-    """So many layers that a guess takes about a twelfth of what the target's pass takes.
+    """So many layers that a guess takes about a sixth of what the target's pass takes.
 
-    Both read their weights, and on a CPU the draft's are kept in half the bytes.
+    Both read their weights, which take about as many bytes where the target's come in blocks.
     """
     layer = sum(outputs * inputs for outputs, inputs in config.matrices().values())
     whole = config.layers * layer + config.vocab_size * config.width
-    room = 2 * whole / _STEPS_A_PASS - min(head_tokens, config.vocab_size) * config.width
+    room = whole / _STEPS_A_PASS - min(head_tokens, config.vocab_size) * config.width
     return max(min(2, config.layers), min(config.layers // 2, round(room / layer)))
 
 
@@ -284,4 +285,4 @@ def _decoder(
     source = ModelSource(
         config, lambda name: own[name].copy() if name in own else target.read(name)
     )
-    return build(config, source, dtype="int8")
+    return build(config, source, dtype=DRAFT_DTYPE)

@@ -9,6 +9,7 @@ import torch
 
 from specpipe.bench.peer_models import load_assistant, load_transformers
 from specpipe.config import Config
+from specpipe.models.interface import DRAFT_DTYPE
 from specpipe.models.loader import load_model
 from specpipe.models.source import open_model
 from specpipe.models.store import read_source
@@ -39,7 +40,10 @@ def test_it_guesses_what_its_target_says(pair) -> None:
         pair.target.weights, num_slots=96, output_size=pair.tokenizer.used_size, context_length=1024
     )
     draft = load_model(
-        pair.draft.weights, dtype="int8", output_size=pair.tokenizer.used_size, context_length=1024
+        pair.draft.weights,
+        dtype=DRAFT_DTYPE,
+        output_size=pair.tokenizer.used_size,
+        context_length=1024,
     )
     tasks = [
         Task(pair.encode(each.text), each.category) for each in islice(own_questions(), 0, 24, 6)

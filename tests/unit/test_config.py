@@ -253,7 +253,7 @@ def test_a_configuration_cannot_be_changed_behind_the_validation() -> None:
 @pytest.mark.parametrize(
     ("table", "on_cpu", "dtype", "covered"),
     [
-        ({}, True, "int8", 8192),
+        ({}, True, "int4", 8192),
         ({}, False, "auto", 8192),
         ({"dtype": "float16", "head_tokens": 0}, True, "float16", 0),
         ({"backend": "transformers"}, True, "auto", 0),

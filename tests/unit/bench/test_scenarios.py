@@ -39,7 +39,7 @@ def test_all_guess_with_the_same_drafter_and_weights() -> None:
     config = Config().override(draft={"drafter": "hybrid"}, pipeline={"max_num_seqs": 3})
     found = layouts(config, placed(config))
     assert found["pair"].draft.drafter == found["pair on all"].draft.drafter == "hybrid"
-    assert found["draft"].target.dtype == "int8"
+    assert found["draft"].target.dtype == "int4"
     assert found["draft"].target.model == config.draft.model
     assert found["pair on all"].pipeline.policy.startswith("serial")
     # In a second slot a prompt would still be there from the last contender's turn.
