@@ -62,24 +62,22 @@ def in_blocks(weight: NDArray[np.float32], form: Form) -> Blocks:
     """A matrix rounded to blocks, as Q4_1 or Q8_0; inputs are filled up with zeros."""
     values = np.pad(weight, ((0, 0), (0, -weight.shape[1] % INPUTS)))
     values = values.reshape(len(weight), -1, INPUTS)
-    with np.errstate(over="ignore"):  # refused where it is kept
-        if form == "q4":
-            least = values.min(axis=-1).astype(np.float16)
-            scale = ((values.max(axis=-1) - least) / _NIBBLE_MAX).astype(np.float16)
-        else:
+    # What is no number, or too large, makes a scale that is refused where it is kept.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if form == "q8":
             scale = (np.abs(values).max(axis=-1) / _BYTE_MAX).astype(np.float16)
-    if form == "q4":
-        numbers = _rounded(values - least[..., None], scale).clip(0, _NIBBLE_MAX).astype(np.uint8)
-        return Blocks(scale, least, numbers.reshape(len(weight), -1))
-    numbers = _rounded(values, scale).clip(-_BYTE_MAX, _BYTE_MAX).astype(np.int8)
-    return Blocks(scale, None, numbers.reshape(len(weight), -1))
+            signed = _rounded(values, scale).clip(-_BYTE_MAX, _BYTE_MAX).astype(np.int8)
+            return Blocks(scale, None, signed.reshape(len(weight), -1))
+        least = values.min(axis=-1).astype(np.float16)
+        scale = ((values.max(axis=-1) - least) / _NIBBLE_MAX).astype(np.float16)
+        numbers = _rounded(values - least[..., None], scale).clip(0, _NIBBLE_MAX)
+        return Blocks(scale, least, numbers.astype(np.uint8).reshape(len(weight), -1))
 
 
 def _rounded(values: NDArray[np.float32], scale: NDArray[np.float16]) -> NDArray[np.float32]:
     """Values [outputs, blocks, 32] by their block's scale; by one that is zero they are zero."""
-    with np.errstate(invalid="ignore"):
-        divisor = np.where(scale > 0, scale, np.inf).astype(np.float32)
-        rounded: NDArray[np.float32] = np.rint(values / divisor[..., None])
+    divisor = np.where(scale > 0, scale, np.inf).astype(np.float32)
+    rounded: NDArray[np.float32] = np.rint(values / divisor[..., None])
     return rounded
 
 

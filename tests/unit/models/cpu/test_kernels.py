@@ -140,6 +140,25 @@ def test_weights_beyond_float16_are_refused_rather_than_clipped(value: float) ->
         kept(weight, "float16")
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+@pytest.mark.parametrize("value", [1e10, np.nan, -np.inf])
+def test_weights_that_blocks_cannot_keep_are_refused(dtype: str, value: float) -> None:
+    """A scale that is no number makes one output of every pass none."""
+    weight = normal(96, 64)
+    weight[3, 4] = value
+    with pytest.raises(UserError, match="load it as float32"):
+        kept(weight, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_blocks_of_zeros_and_of_one_number_are_kept_as_they_are(dtype: str) -> None:
+    """Pruned weights have a scale of zero, by which nothing may be divided."""
+    weight = np.zeros((3, 64), np.float32)
+    weight[1], weight[2, 40:] = 0.75, 1e-7  # too small for a scale of its own
+    found = kept(weight, dtype).rows(np.arange(3))
+    np.testing.assert_allclose(found, weight, rtol=2e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 100, 256])
 def test_softmax_is_that_of_its_length_whatever_stands_behind(length: int) -> None:
     scores = 20 * normal(256)
