@@ -41,6 +41,12 @@ _MOST = 256
         help="JSON lines with `prompt` or `turns`.",
         usual="24 of specpipe's own, over and over",
     ),
+    option(
+        "--prompt-words",
+        type=click.IntRange(1),
+        help="Cut prompts to so many words; shorter ones are left out.",
+        usual="prompts as they are",
+    ),
 )
 @pipeline_options
 @asked_options(_TOKENS)
@@ -84,7 +90,7 @@ def load(**options: Any) -> None:
     config = replace(config, sampling=sampling)
     file = options["prompts_file"]
     questions = read_questions(file) if file else own_questions()
-    prompts = requests(questions, options["requests"] or _REQUESTS)
+    prompts = requests(questions, options["requests"] or _REQUESTS, options["prompt_words"])
     models = ModelPair.find(config)
     for prompt in prompts:
         models.encode(prompt)
@@ -105,6 +111,7 @@ def load(**options: Any) -> None:
         "target": models.target.name,
         "draft": models.draft.name if models.draft else "look-ups",
         "requests": f"{len(prompts)}, of {config.sampling.max_tokens} tokens",
+        "prompts": f"{options['prompt_words']} words each" if options["prompt_words"] else "any",
         "temperature": config.sampling.temperature,
         "devices": f"draft on {placement.draft}, target on {placement.target}",
         "processor": f"{machine['processor']}, {machine['cores']} cores",

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from specpipe.bench.measurement import answer_hash
 from specpipe.completion import Completion
 from specpipe.config import Config
-from specpipe.errors import SpecpipeError
+from specpipe.errors import SpecpipeError, UserError
 from specpipe.metrics import merged
 from specpipe.prompts import Question
 from specpipe.sampling import SamplingParams
@@ -74,13 +74,24 @@ class Level:
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def requests(questions: Sequence[Question], count: int) -> list[str]:
-    """So many prompts, no two of which begin alike."""
-    cycles = [divmod(i, len(questions)) for i in range(count)]
-    return [
-        f"Task {cycle + 1}: {questions[i].text}" if cycle else questions[i].text
-        for cycle, i in cycles
-    ]
+def requests(questions: Sequence[Question], count: int, words: int | None = None) -> list[str]:
+    """So many prompts, no two of which begin alike.
+
+    Args:
+        questions: to take in turn.
+        count: of the prompts.
+        words: of each, for equal lengths; questions that have fewer are left out.
+
+    Raises:
+        UserError: if none is left.
+    """
+    texts = [question.text for question in questions]
+    if words is not None:
+        texts = [" ".join(text.split()[:words]) for text in texts if len(text.split()) >= words]
+    if not texts:
+        raise UserError(f"no prompt has {words} words: ask for fewer, or name longer prompts")
+    cycles = [divmod(i, len(texts)) for i in range(count)]
+    return [f"Task {cycle + 1}: {texts[i]}" if cycle else texts[i] for cycle, i in cycles]
 
 
 def measure(

@@ -123,3 +123,12 @@ def test_time_in_which_several_work_counts_once() -> None:
 def test_levels_that_cannot_be_are_named(given: str) -> None:
     with pytest.raises(UserError, match=r"--in-flight .*: give numbers from 1 to 256"):
         cli.main(["bench", "load", "--in-flight", given], standalone_mode=False)
+
+
+def test_requests_of_equal_lengths_are_cut_from_longer_ones() -> None:
+    """Latencies of long and short prompts beside each other say nothing of fairness."""
+    found = requests(own_questions(), 60, words=50)
+    assert {len(text.split()) for text in found if not text.startswith("Task ")} == {50}
+    assert len(set(found)) == 60
+    with pytest.raises(UserError, match="no prompt has 5000 words: ask for fewer"):
+        requests(own_questions(), 2, words=5000)
