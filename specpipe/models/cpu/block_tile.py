@@ -14,9 +14,10 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from specpipe.models.cpu.blocks import INPUTS, TURNS, BlockForm, form_of
+from specpipe.models.cpu.blocks import TURNS, BlockForm, form_of
 from specpipe.models.cpu.compiled import generated
 from specpipe.models.cpu.instructions import (
+    BYTE,
     FLOAT,
     HAS_AVX512,
     INT32,
@@ -36,6 +37,7 @@ from specpipe.models.cpu.instructions import (
     store,
     words,
 )
+from specpipe.models.gguf_blocks import INPUTS
 
 MOST_BLOCK_ROWS = 16 if HAS_AVX512 else 3
 """Of a tile: a sum of whole numbers for each has to stay in a register."""
@@ -124,7 +126,7 @@ class _Tile:
 
     def __init__(self, builder: Any, form: BlockForm, panel: Any, blocks: Any) -> None:
         self._builder, self._form, self._blocks = builder, form, blocks
-        self._panel = builder.bitcast(panel, ir.IntType(8).as_pointer())
+        self._panel = builder.bitcast(panel, BYTE.as_pointer())
 
     def emit(self, rows: int, x: Any, x_row: Any, out: Any, out_row: Any) -> None:
         """Code for exactly `rows` rows."""

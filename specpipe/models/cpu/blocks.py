@@ -27,8 +27,6 @@ from specpipe.models.cpu.instructions import (
     words,
 )
 
-INPUTS = 32
-"""Of a block."""
 TURNS = 4
 """In which a block's numbers are made, for 8 inputs each."""
 _AHEAD = 8192  # bytes that a panel is fetched ahead of its use; found by trying

@@ -9,7 +9,7 @@ import numpy as np
 from numba.extending import overload
 
 from specpipe.models.cpu.block_tile import MOST_BLOCK_ROWS, ROUNDED, block_tile, round_inputs
-from specpipe.models.cpu.blocks import INPUTS, form_of
+from specpipe.models.cpu.blocks import form_of
 from specpipe.models.cpu.compiled import OPTIONS, compiled
 from specpipe.models.cpu.instructions import LANES
 from specpipe.models.cpu.tile import (
@@ -23,6 +23,7 @@ from specpipe.models.cpu.tile import (
     many_rows_tile,
     widen,
 )
+from specpipe.models.gguf_blocks import INPUTS
 
 _ROUNDED_ROWS = 96  # that are multiplied at once by weights in blocks: a core's cache has room
 
