@@ -26,6 +26,9 @@ from specpipe.sharing import Sharing
 
 _LOOK_EVERY = 16  # verifications, to see whether the costs have moved
 _LEAST_SEEN = 2  # steps and passes before the first solution
+# Seconds of passes between solutions, for each square of the longest block: solving takes about a
+# tenth of a millisecond for each, and the next verdict waits meanwhile.
+_BETWEEN_S = 5e-4
 _NEGLIGIBLE = 1e-3  # no more tokens are drafted ahead than have this chance to be used
 _LEAST_AHEAD, _MOST_AHEAD = 8, 48
 _FALLING = 3  # so many longer waits, each worth less than the last, and we look no further
@@ -87,6 +90,7 @@ class Elastic:
         self.costs = Costs()
         self._rule: _Rule | None = None
         self._unlooked = 0
+        self._since = 0.0  # seconds of passes since the latest solution
         self._resting = Resting()
         self._sharing = Sharing(self.costs)
 
@@ -113,6 +117,7 @@ class Elastic:
         self.costs.note_pass(verification)
         self._resting.note_pass()
         self._unlooked += 1
+        self._since += verification.waited + verification.seconds
 
     def judged(self, guesses: Sequence[Judged]) -> None:
         """See Observer."""
@@ -127,8 +132,9 @@ class Elastic:
         problem = self._problem()
         if problem is None:
             return
-        if self._rule is None or _has_moved(self._rule.plan.problem, problem):
-            self._rule = _Rule(solve(problem))
+        rested = self._since >= _BETWEEN_S * problem.most**2
+        if self._rule is None or (rested and _has_moved(self._rule.plan.problem, problem)):
+            self._rule, self._since = _Rule(solve(problem)), 0.0
         if self._resting.consider(self._rule.plan, self.costs):
             self.costs.begin_trial()  # what the draft is like may have changed meanwhile
 

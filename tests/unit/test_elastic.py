@@ -270,3 +270,24 @@ def test_a_slow_model_is_not_tried_first():
     """The first answer of a process would be its slowest."""
     worked = hybrid_passes(Elastic(), 60, working_s=1.0, alone_s=1.0)
     assert sum(worked) < 8
+
+
+def test_solving_takes_no_more_than_its_share_of_the_time(monkeypatch):
+    """A solution of 48 guesses takes a quarter of a second, in which a fast target does nothing."""
+    solved = []
+
+    def counted(problem: Problem):
+        solved.append(problem.most)
+        return solve(problem)
+
+    monkeypatch.setattr("specpipe.elastic.solve", counted)
+    policy, seconds = Elastic(), 0.0
+    for number in range(600):
+        taken = 0.008 * (1 + number // 16 % 2)  # a machine that changes all the time
+        policy.drafted(taken / 5)
+        policy.verified(Verified(4, 4, 4, taken, alone=False))
+        policy.judged([Judged(0, 0, i, 0.9, True, 0.0, 0.0) for i in range(4)])
+        policy.reflect()
+        seconds += taken
+    assert 1 < len(solved) <= 2 + seconds / (5e-4 * min(solved) ** 2)
+    assert sum(1e-4 * most**2 for most in solved[1:]) < 0.22 * seconds
