@@ -122,8 +122,12 @@ class Coordinator:
         return self._commands
 
     def reflect(self) -> None:
-        """To be called once the commands are on their way: what takes longer is done now."""
-        self._observation.reflect()
+        """To be called once the commands are on their way: what takes longer is done now.
+
+        Unless the target idles: then the draft's next word decides, and must be heard at once.
+        """
+        if self._scheduler.has_time:
+            self._observation.reflect()
 
     # -- the user
 

@@ -79,6 +79,11 @@ class Scheduler:
         """Those to which the target gave a slot, and that have not ended; by request."""
         return self._running
 
+    @property
+    def has_time(self) -> bool:
+        """Whether the target is at work, or there is no work: nothing waits for our word."""
+        return not self._running or any(sequence.extend for sequence in self._running.values())
+
     def remove(self, sequence: SequenceState) -> None:
         """A request ended."""
         self._queue.pop(sequence.request, None)

@@ -512,6 +512,30 @@ def test_target_waits_for_the_word_of_a_draft_that_looks_up(word: str) -> None:
     assert desk.sequence.metrics.timeouts == 0
 
 
+def test_a_policy_thinks_while_the_target_works_and_not_while_it_waits_for_a_word() -> None:
+    """A solution takes as long as a pass: the draft's word would lie there unheard meanwhile."""
+
+    class Thinking(TakeAll):
+        thought = 0
+
+        def reflect(self) -> None:
+            self.thought += 1
+
+    desk = Desk(Thinking(), **FREE)
+    desk.coordinator.reflect()
+    assert desk.policy.thought == 1, "the target reads the prompt"
+    desk.tell(Opened(0, 1))
+    desk.verdict(0, 4)
+    assert desk.sequence.extend is None, "the draft's word decides what comes next"
+    desk.coordinator.reflect()
+    assert desk.policy.thought == 1
+    desk.tell(Computing(0, 1, desk.sequence.serial))
+    desk.block(4, 2, serial=desk.sequence.serial)
+    assert desk.sequence.extend
+    desk.coordinator.reflect()
+    assert desk.policy.thought == 2
+
+
 def test_word_from_before_the_commit_is_not_the_one_awaited() -> None:
     """A late block of the abandoned chain would end the waiting, with nothing to send."""
     desk = Desk(TakeWaiting(), **FREE)
