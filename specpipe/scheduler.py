@@ -82,7 +82,7 @@ class Scheduler:
     @property
     def has_time(self) -> bool:
         """Whether the target is at work, or there is no work: nothing waits for our word."""
-        return not self._running or any(sequence.extend for sequence in self._running.values())
+        return not self._running or self._target_works
 
     def remove(self, sequence: SequenceState) -> None:
         """A request ended."""
@@ -98,12 +98,16 @@ class Scheduler:
         """All that is to be done at the time `now`, after something happened."""
         self._now, self._commands = now, []
         self._admit()
-        if not any(sequence.extend for sequence in self._running.values()):
+        if not self._target_works:
             self._begin_pass()
             for sequence in self._running.values():
                 if sequence.followed:
                     self._inform_draft(sequence)
         return self._commands
+
+    @property
+    def _target_works(self) -> bool:
+        return any(sequence.extend for sequence in self._running.values())
 
     # -- who takes part
 

@@ -27,8 +27,10 @@ from specpipe.models.cpu.instructions import (
     VECTOR,
     WORDS,
     add_products,
+    by_count,
     call,
     load,
+    places,
     pointer,
     reduced,
     repeat,
@@ -107,15 +109,12 @@ def block_tile(
             for index in (0, 3, 7)
         )
         tile = _Tile(builder, form, w_place, values[2])
-        end = builder.append_basic_block("end")
-        choice = builder.switch(values[6], end)
-        for count in range(1, MOST_BLOCK_ROWS + 1):
-            case = builder.append_basic_block(f"rows.{count}")
-            choice.add_case(ir.Constant(INT64, count), case)
-            builder.position_at_end(case)
-            tile.emit(count, x_place, values[5], out_place, values[9])
-            builder.branch(end)
-        builder.position_at_end(end)
+        by_count(
+            builder,
+            values[6],
+            range(1, MOST_BLOCK_ROWS + 1),
+            lambda count: tile.emit(count, x_place, values[5], out_place, values[9]),
+        )
         return context.get_dummy_value()
 
     return types.void(*given), generate
@@ -131,10 +130,8 @@ class _Tile:
     def emit(self, rows: int, x: Any, x_row: Any, out: Any, out_row: Any) -> None:
         """Code for exactly `rows` rows."""
         builder = self._builder
-        inputs, outputs = [x], [out]
-        for _ in range(1, rows):
-            inputs.append(step(builder, inputs[-1], x_row))
-            outputs.append(step(builder, outputs[-1], out_row))
+        inputs = places(builder, x, x_row, rows)
+        outputs = places(builder, out, out_row, rows)
 
         def block(number: Any, sums: list[Any]) -> list[Any]:
             place = step(

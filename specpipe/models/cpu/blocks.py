@@ -9,6 +9,7 @@ multiplied: one input's after the other's, two at a time.
     q8  16 scales, float16; then 16 times 16 pairs of bytes with a sign, one for each output
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from llvmlite import ir
@@ -33,7 +34,7 @@ _AHEAD = 8192  # bytes that a panel is fetched ahead of its use; found by trying
 _LINE = 64  # bytes that are fetched together
 
 
-class BlockForm:
+class BlockForm(ABC):
     """A form of blocks.
 
     Attributes:
@@ -52,9 +53,9 @@ class BlockForm:
         """The 16 least values, or None."""
         return None
 
+    @abstractmethod
     def numbers(self, builder: Any, block: Any, turn: int) -> list[Any]:
         """A turn's numbers: 4 vectors of pairs, 16 bits each, one pair for each output."""
-        raise NotImplementedError
 
     def fetch(self, builder: Any, block: Any) -> None:
         """Send for what is further on."""

@@ -46,6 +46,30 @@ def step(builder: Any, place: Any, elements: Any) -> Any:
     return builder.gep(place, [elements])
 
 
+def places(builder: Any, first: Any, stride: Any, count: int) -> list[Any]:
+    """So many places, each `stride` elements behind the one before."""
+    found = [first]
+    for _ in range(1, count):
+        found.append(step(builder, found[-1], stride))
+    return found
+
+
+def by_count(builder: Any, number: Any, counts: range, emit: Callable[[int], None]) -> None:
+    """Code for each of some counts, of which that runs whose count `number` is, or none.
+
+    The builder stands behind all of it afterwards.
+    """
+    end = builder.append_basic_block("end")
+    choice = builder.switch(number, end)
+    for count in counts:
+        case = builder.append_basic_block(f"count.{count}")
+        choice.add_case(ir.Constant(number.type, count), case)
+        builder.position_at_end(case)
+        emit(count)
+        builder.branch(end)
+    builder.position_at_end(end)
+
+
 def load(builder: Any, kind: Any, place: Any) -> Any:
     """16 elements as floats."""
     vector = ir.VectorType(kind, LANES)

@@ -23,9 +23,11 @@ from specpipe.models.cpu.instructions import (
     INT64,
     LANES,
     VECTOR,
+    by_count,
     call,
     element,
     load,
+    places,
     pointer,
     prefetch,
     repeat,
@@ -69,21 +71,16 @@ def _make_tile(panels: int, least_rows: int, most_rows: int, *, fetches: bool = 
                 array = pointer(context, builder, signature, values, index)
                 return step(builder, array, values[index + 1])
 
-            panel_at = [start(0)]
-            for _ in range(1, panels):
-                panel_at.append(step(builder, panel_at[-1], values[2]))
+            panel_at = places(builder, start(0), values[2], panels)
             fetched = (start(12), values[14]) if ahead else None
             loop = _Tile(builder, element(w.dtype), panel_at, values[3], values[4], fetched)
             x_at, out_at = start(5), start(9)
-            end = builder.append_basic_block("end")
-            choice = builder.switch(values[8], end)
-            for count in range(least_rows, most_rows + 1):
-                case = builder.append_basic_block(f"rows.{count}")
-                choice.add_case(ir.Constant(values[8].type, count), case)
-                builder.position_at_end(case)
-                loop.emit(count, x_at, values[7], out_at, values[11])
-                builder.branch(end)
-            builder.position_at_end(end)
+            by_count(
+                builder,
+                values[8],
+                range(least_rows, most_rows + 1),
+                lambda count: loop.emit(count, x_at, values[7], out_at, values[11]),
+            )
             return context.get_dummy_value()
 
         return types.void(*given), generate
@@ -123,29 +120,26 @@ class _Tile:
     def emit(self, rows: int, x: Any, x_row: Any, out: Any, out_row: Any) -> None:
         """Code for exactly `rows` rows; the builder stands behind it afterwards."""
         builder = self._builder
-        inputs, outputs = [x], [out]
-        for _ in range(1, rows):
-            inputs.append(step(builder, inputs[-1], x_row))
-            outputs.append(step(builder, outputs[-1], out_row))
+        inputs = places(builder, x, x_row, rows)
 
         def turn(k: Any, sums: list[Any]) -> list[Any]:
             at = builder.mul(k, self._step)
-            places = [step(builder, panel, at) for panel in self._panels]
-            self._fetch(places)
-            weights = [load(builder, self._kind, place) for place in places]
+            found = [step(builder, panel, at) for panel in self._panels]
+            self._fetch(found)
+            weights = [load(builder, self._kind, place) for place in found]
             return self._add(weights, k, inputs, sums)
 
         zeros = [ir.Constant(VECTOR, [0.0] * LANES)] * (rows * len(self._panels))
         sums = iter(repeat(builder, self._depth, zeros, turn))
-        for output_at in outputs:
+        for output_at in places(builder, out, out_row, rows):
             for panel in range(len(self._panels)):
                 place = step(builder, output_at, ir.Constant(INT64, LANES * panel))
                 store(builder, next(sums), place)
 
-    def _fetch(self, places: list[Any]) -> None:
+    def _fetch(self, found: list[Any]) -> None:
         """Send for what is further on in the panels, unless something else is to be fetched."""
         builder = self._builder
-        for place in [] if self._fetched else places:
+        for place in [] if self._fetched else found:
             bytes_ = builder.bitcast(place, BYTE.as_pointer())
             prefetch(builder, step(builder, bytes_, ir.Constant(INT64, _AHEAD)))
 

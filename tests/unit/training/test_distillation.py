@@ -142,10 +142,11 @@ def test_the_usual_size_is_a_sixth_of_the_target(smollm2) -> None:
 def test_a_draft_is_made_run_and_reported(target, small, tmp_path) -> None:
     """The whole way: what is installed must be what was trained, and be found by its target."""
     stages = []
-    findings = distil(target, tmp_path / "draft", lambda *line: stages.append(line[0])).run()
+    folder = tmp_path / "draft"
+    findings = distil(target, folder, lambda *line: stages.append(line[0]), hours=2 * HOURS).run()
     assert list(dict.fromkeys(stages)) == ["writing", "learning", "judging"]
     held_out = [loss for _, loss in findings.curve.held_out]
-    assert held_out[-1] < held_out[0] - 0.01, "it learns, however few steps there was time for"
+    assert held_out[-1] < held_out[0] - 0.1, "it learns"
     assert not (tmp_path / ".distill-draft").exists(), "nothing is left of the work"
     names = {path.name for path in (tmp_path / "draft").iterdir()}
     assert names == {

@@ -90,7 +90,7 @@ def in_blocks(path: Path, shape: tuple[int, int], kind: GGMLQuantizationType) ->
 def test_blocks_are_the_weights_of_the_file_times_all_but_the_whole_input(
     tmp_path, kind, shape
 ) -> None:
-    """Inputs keep 16 bits: with 8, as elsewhere, logits would be off in the second digit."""
+    """Inputs keep 16 bits: with 8, one token in eight of the default target is another."""
     panels, x = in_blocks(tmp_path / "one.gguf", shape, kind), normal(3, shape[1])
     weights = GGUFFile(tmp_path / "one.gguf").dequantize("w")
     x[:, 5] = 3000  # as models have them: it takes its 31 neighbours' digits, and no others'
