@@ -11,20 +11,20 @@ from specpipe.cli.options import json_option, models_dir_option, option
 from specpipe.errors import UserError
 from specpipe.machine import usable_cores
 from specpipe.models import store
+from specpipe.models.interface import DTYPES
 from specpipe.new_file import new_file
-
-_DTYPES = ("auto", "gguf", "float16", "float32", "int8", "int4")
 
 
 @click.command()
 @click.argument("name", shell_complete=model_name())
 @option("--threads", "counts", help="Numbers of threads, such as 1,2.", usual="1")
+@option("--device", help="cpu, or cuda:0.", usual="cpu")
 @option(
     "--dtype",
     default="auto",
     show_default=True,
-    help="How weights are kept: auto, gguf, float16, float32, int8 or int4.",
-    shell_complete=one_of(*_DTYPES),
+    help=f"How weights are kept: {', '.join(DTYPES)}.",
+    shell_complete=one_of(*DTYPES),
 )
 @option("--out", help="Draw a roofline into this .png file.", usual="none")
 @models_dir_option
@@ -40,14 +40,17 @@ def model(name: str, models_dir: Path | None, **options: Any) -> None:
     """
     threads, dtype, out = _threads(options["counts"] or "1"), options["dtype"], options["out"]
     files = store.resolve(name, store.models_dir(models_dir))
-    if dtype not in _DTYPES:
-        raise UserError(f"dtype {dtype!r} is unknown here: choose {', '.join(_DTYPES)}")
     picture = new_file(out, "a picture") if out else None
     # Late, since they are slow to import.
     from specpipe.bench.model_report import draw, table  # noqa: PLC0415
     from specpipe.bench.passes import measure  # noqa: PLC0415
+    from specpipe.models.loader import resolve_dtype, torch_device  # noqa: PLC0415
 
-    report = measure(files.name, files.weights, dtype, threads, _say)
+    device = str(torch_device(options["device"] or "cpu"))
+    resolve_dtype(dtype, device, in_blocks=True)
+    report = measure(
+        files.name, files.weights, dtype=dtype, device=device, threads=threads, progress=_say
+    )
     click.echo(table(report))
     if picture:
         draw(report, Path(picture))

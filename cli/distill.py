@@ -27,6 +27,7 @@ _LEAST_HEAD = 256
     "Effort",
     option("--hours", type=click.FloatRange(0, min_open=True), help="Of work.", usual=2.0),
     option("--threads", type=click.IntRange(1), help="Cores that compute.", usual="all"),
+    option("--device", help="Where the target writes and the draft learns: cuda:0.", usual="cpu"),
 )
 @grouped(
     "What it learns",
@@ -84,6 +85,7 @@ def distill(target: str, out: str, models_dir: Path | None, **options: Any) -> N
                 f"{question.text!r:.60}: judge by prompts that the draft does not learn from"
             )
     # Late, since torch is slow to import.
+    from specpipe.models.loader import torch_device  # noqa: PLC0415
     from specpipe.training.distillation import Distillation, Recipe  # noqa: PLC0415
     from specpipe.training.optimising import StageTold  # noqa: PLC0415
 
@@ -98,6 +100,7 @@ def distill(target: str, out: str, models_dir: Path | None, **options: Any) -> N
         hours=options["hours"] or 2.0,
         layers=parse_layers(options["layers"], count) if options["layers"] else None,
         threads=options["threads"] or len(usable_cores()),
+        device=str(torch_device(options["device"] or "cpu")),
         prompts=tuple(prompts),
         **given,
     )

@@ -17,8 +17,8 @@ from specpipe.models.interface import BLOCK_DTYPES
 from specpipe.models.shape import DecoderConfig
 from specpipe.models.weights import Floats
 
-_READ_BYTES = 256 << 20  # beyond any cache
-_SIDE = 1024
+_READ_BYTES, _READ_BYTES_ON_GPU = 256 << 20, 2 << 30  # beyond any cache
+_SIDE, _SIDE_ON_GPU = 1024, 8192
 _REPEATS = 5
 
 
@@ -29,7 +29,7 @@ class Limits:
     Attributes:
         bandwidth: bytes read from memory in a second.
         rate: multiplications and additions in a second: of float32; of whole numbers of 16 bits
-            where weights are multiplied as such.
+            where weights are multiplied as such; on a GPU of the dtype that weights are kept in.
     """
 
     bandwidth: float
@@ -81,12 +81,14 @@ def work_of(
     return Work(reads, 2.0 * (layers * rows + head * judged + attention))
 
 
-def measure_limits(threads: int, dtype: str = "float32") -> Limits:
-    """Measure what `threads` threads of this process can do; takes about a second.
+def measure_limits(threads: int, dtype: str = "float32", device: str = "cpu") -> Limits:
+    """Measure what `threads` threads of this process can do, or a GPU; takes about a second.
 
     With weights in blocks the rate is twice that of float32 where the processor has VNNI: one
     instruction takes as long, and multiplies twice as many numbers.
     """
+    if device != "cpu":
+        return _gpu_limits(device, dtype)
     from specpipe.models.cpu.instructions import HAS_VNNI  # noqa: PLC0415 (numba, seconds)
 
     pairs = 2 if HAS_VNNI and dtype in BLOCK_DTYPES else 1
@@ -132,17 +134,39 @@ def _rate(threads: int) -> float:
     return 2.0 * _SIDE**3 / seconds
 
 
-def _fastest(function: Callable[[], object]) -> float:
+def _gpu_limits(device: str, dtype: str) -> Limits:
+    """Of a copy, which reads and writes, and of a product of large random matrices."""
+    import torch  # noqa: PLC0415 (seconds)
+
+    def wait() -> None:
+        torch.cuda.synchronize(device)
+
+    source = torch.ones(_READ_BYTES_ON_GPU, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copied = _fastest(lambda: target.copy_(source), wait)
+    shape, kept = (_SIDE_ON_GPU, _SIDE_ON_GPU), getattr(torch, dtype)
+    left, right = (torch.randn(shape, device=device).to(kept) for _ in range(2))
+    multiplied = _fastest(lambda: torch.mm(left, right), wait)
+    return Limits(2 * _READ_BYTES_ON_GPU / copied, 2.0 * _SIDE_ON_GPU**3 / multiplied)
+
+
+def _fastest(function: Callable[[], object], wait: Callable[[], object] = lambda: None) -> float:
     function()
+    wait()
     times = []
     for _ in range(_REPEATS):
         begun = time.perf_counter()
         function()
+        wait()
         times.append(time.perf_counter() - begun)
     return min(times)
 
 
-def resident_bytes() -> int:
-    """Memory of this process that lies in RAM."""
+def resident_bytes(device: str = "cpu") -> int:
+    """Memory of this process that lies in RAM, or on a GPU as torch counts it."""
+    if device != "cpu":
+        import torch  # noqa: PLC0415 (seconds)
+
+        return torch.cuda.memory_reserved(device)
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

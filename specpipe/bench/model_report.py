@@ -13,7 +13,7 @@ def table(report: ModelReport) -> str:
     ]
     for threads, limits in report.limits.items():
         lines.append(
-            f"{_threads(threads)}: reads {limits.bandwidth / 1e9:.1f} "
+            f"{_where(report, threads)}: reads {limits.bandwidth / 1e9:.1f} "
             f"GB/s, multiplies at {limits.rate / 1e9:.0f} Gop/s; a prompt of {PREFILL} tokens at "
             f"{report.prefill[threads]:.0f} tokens/s, {report.prefill_share[threads]:.0%} of that"
         )
@@ -27,14 +27,17 @@ def table(report: ModelReport) -> str:
     return "\n".join(lines)
 
 
-def _threads(count: int) -> str:
-    return f"{count} threads" if count > 1 else "1 thread"
+def _where(report: ModelReport, threads: int) -> str:
+    if report.device != "cpu":
+        return report.device
+    return f"{threads} threads" if threads > 1 else "1 thread"
 
 
 def _cell(passes: list[Pass], context: int, rows: int) -> str:
     found = next(each for each in passes if (each.context, each.rows) == (context, rows))
     ratio = found.seconds / found.floor_seconds
-    return f"{found.seconds * 1e3:>8.1f} ms, {ratio:.2f} x floor".rjust(24)
+    digits = 1 if found.seconds > 1e-3 else 3
+    return f"{found.seconds * 1e3:>8.{digits}f} ms, {ratio:.2f} x floor".rjust(24)
 
 
 def draw(report: ModelReport, path: Path) -> None:
@@ -52,7 +55,7 @@ def draw(report: ModelReport, path: Path) -> None:
         knee = limits.rate / limits.bandwidth
         xs = sorted({least, min(max(knee, least), most), most})
         roof = [min(limits.rate, x * limits.bandwidth) / 1e9 for x in xs]
-        (line,) = axes.plot(xs, roof, label=f"{_threads(threads)}: what the machine can do")
+        (line,) = axes.plot(xs, roof, label=f"{_where(report, threads)}: what the machine can do")
         for context, marker in zip(sorted({each.context for each in passes}), "os^", strict=False):
             chosen = [each for each in passes if each.context == context]
             axes.plot(
@@ -60,7 +63,7 @@ def draw(report: ModelReport, path: Path) -> None:
                 [each.operations / each.seconds / 1e9 for each in chosen],
                 marker,
                 color=line.get_color(),
-                label=f"{_threads(threads)}, context {context}",
+                label=f"{_where(report, threads)}, context {context}",
             )
             for each in chosen:
                 place = (each.operations / each.reads, each.operations / each.seconds / 1e9)

@@ -43,9 +43,9 @@ class ModelReport:
     """What was measured of a model.
 
     Attributes:
-        model, dtype: which.
+        model, dtype, device: which, and where.
         load_seconds: from nothing to the end of the first pass.
-        resident_mb: of this process afterwards, in millions of bytes.
+        resident_mb: of this process afterwards, or on the GPU, in millions of bytes.
         limits: by number of threads.
         prefill: tokens per second in a prompt of PREFILL tokens, by number of threads.
         prefill_share: how much of the matrix rate that is.
@@ -54,6 +54,7 @@ class ModelReport:
 
     model: str
     dtype: str
+    device: str = "cpu"
     load_seconds: float = 0.0
     resident_mb: float = 0.0
     limits: dict[int, Limits] = field(default_factory=dict)
@@ -67,6 +68,7 @@ class ModelReport:
         return {
             "model": self.model,
             "dtype": self.dtype,
+            "device": self.device,
             "load_seconds": self.load_seconds,
             "resident_mb": self.resident_mb,
             "bandwidth_gb_s": {t: limits.bandwidth / 1e9 for t, limits in self.limits.items()},
@@ -80,11 +82,21 @@ class ModelReport:
 def measure(
     name: str,
     weights: Path,
+    *,
     dtype: str,
+    device: str = "cpu",
     threads: tuple[int, ...],
     progress: Callable[[str], None] = lambda step: None,
 ) -> ModelReport:
     """Load a model and time its passes.
+
+    Args:
+        name: what people call it.
+        weights: where they are.
+        dtype: as `load_model` takes it.
+        device: the same.
+        threads: numbers of them, each measured; on a GPU they only feed it.
+        progress: told of each step.
 
     Raises:
         UserError: if it can't be loaded so.
@@ -93,15 +105,16 @@ def measure(
     for count in threads:
         progress(f"loading {name} for {count} threads")
         begun = time.perf_counter()
-        model = load_model(weights, dtype=dtype, threads=count)
+        model = load_model(weights, dtype=dtype, device=device, threads=count)
         slot = model.open()
         model.forward(slot, [0] * 16, 1)
         seconds = time.perf_counter() - begun
         model.truncate(slot, 0)
         if report is None:
-            report = ModelReport(name, model.dtype, seconds, resident_bytes() / 1e6)
+            resident = resident_bytes(device) / 1e6
+            report = ModelReport(name, model.dtype, device, seconds, resident)
         progress(f"{count} threads: what the machine can do")
-        report.limits[count] = limits = measure_limits(count, model.dtype)
+        report.limits[count] = limits = measure_limits(count, model.dtype, device)
         _time_prefill(report, model, slot, count, limits)
         for context in (each for each in CONTEXTS if each + max(ROWS) <= model.context_length):
             progress(f"{count} threads: passes behind {context} tokens")

@@ -16,6 +16,7 @@ Logits = NDArray[np.float32]
 
 
 DTYPES = ("auto", "gguf", "float16", "float32", "bfloat16", "int8", "int4")
+"""How weights can be held, on one device or another; see load_model."""
 BLOCK_DTYPES = "gguf", "int8", "int4"
 """Those that are multiplied as whole numbers; CPUs only."""
 DRAFT_DTYPE = "int4"
@@ -26,8 +27,6 @@ def entry_bytes(dtype: str) -> int:
     """Bytes of a number of the keys and values, beside weights that are kept so."""
     return 4 if dtype == "float32" else 2
 
-
-"""How weights can be held, on one device or another; see load_model."""
 
 Interrupted = Callable[[], bool] | None
 """Asked now and then during a pass; once it says yes, the pass is given up."""

@@ -34,6 +34,7 @@ def load_model(
     num_slots: int = 1,
     head_tokens: int = 0,
     kept_tokens: Sequence[int] = (),
+    pass_rows: int | None = None,
 ) -> Decoder:
     """Load a model.
 
@@ -53,6 +54,7 @@ def load_model(
         head_tokens: ids below this can be produced from the beginning, others once they were fed
             (see partial_head.py); 0: all. Only for drafts.
         kept_tokens: others that can be produced from the beginning.
+        pass_rows: of each pass on CUDA; by default as many as decoding needs.
 
     Raises:
         UserError: if the file, or what is asked of it, can't be had.
@@ -74,6 +76,7 @@ def load_model(
         num_slots=num_slots,
         head_tokens=head_tokens,
         kept_tokens=kept_tokens,
+        pass_rows=pass_rows,
     )
 
 
@@ -87,6 +90,7 @@ def build(
     num_slots: int = 1,
     head_tokens: int = 0,
     kept_tokens: Sequence[int] = (),
+    pass_rows: int | None = None,
 ) -> Decoder:
     """Read weights into a decoder; as `load_model`, with a dtype that the device has."""
     weights = DecoderWeights(source, in_blocks=dtype == "gguf")
@@ -113,6 +117,7 @@ def build(
         num_slots=num_slots,
         head_tokens=head_tokens,
         kept_tokens=kept_tokens,
+        rows=pass_rows,
     )
 
 

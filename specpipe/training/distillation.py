@@ -48,7 +48,7 @@ from specpipe.training.writing import AT_ONCE
 _WRITING, _LEARNING = 0.55, 0.4  # shares of the time: more text helps more than more steps
 _STEPS_A_PASS = 6  # guesses in the time of a pass: fewer cost more than they bring
 _HELD_OUT = 24  # conversations: enough to see a curve
-_LOOK_EVERY = 50  # steps
+_LOOK_EVERY, _LOOK_EVERY_ON_GPU = 50, 1000  # steps
 _CONTEXT = 2048
 
 
@@ -63,6 +63,7 @@ class Recipe:
         learning_rate: the highest.
         seed: of all that is drawn.
         threads: cores that compute.
+        device: where the target writes and the draft learns: cpu, or cuda:N.
         prompts: what conversations begin with; none: the target writes the user's turns too.
     """
 
@@ -72,6 +73,7 @@ class Recipe:
     learning_rate: float = 2e-3
     seed: int = 0
     threads: int = 1
+    device: str = "cpu"
     prompts: tuple[str, ...] = ()
 
 
@@ -81,7 +83,7 @@ class Distillation:
     Args:
         target: that it is for.
         folder: the draft's, which is not there yet.
-        recipe: how to make it; that of an earlier start, apart from hours and threads.
+        recipe: how to make it; that of an earlier start, apart from hours, threads and device.
         questions: prompts to judge it by, which it does not learn from.
         told: of the progress.
 
@@ -110,9 +112,9 @@ class Distillation:
             Task(_encoded(self.tokenizer, each.text), each.category) for each in questions
         ]
         self._check_tasks()
-        # Hours and threads may change on the way.
+        # Hours, threads and the device may change on the way.
         fixed = self._for_people() | {"target": target.name, "prompts": list(recipe.prompts)}
-        del fixed["hours"], fixed["threads"]
+        del fixed["hours"], fixed["threads"], fixed["device"]
         self.work = open_work(folder, "distill", fixed)
         self._checkpoint = self.work / "checkpoint.pt"
 
@@ -168,6 +170,7 @@ class Distillation:
             self.work / "data",
             seconds=0.0 if begun else self.recipe.hours * 3600 * _WRITING,
             threads=self.recipe.threads,
+            device=self.recipe.device,
             prompts=self.recipe.prompts,
             seed=self.recipe.seed,
             told=partial(self._told, "writing"),
@@ -180,21 +183,23 @@ class Distillation:
         """Train the network."""
         assert network.config.head_ids is not None
         ids, size = network.config.head_ids, network.config.vocab_size
-        lessons = Lessons(data, ids, size, self.recipe.seed)
-        unseen = Lessons(held_out[:_HELD_OUT], ids, size)
+        device = self.recipe.device
+        lessons = Lessons(data, ids, size, self.recipe.seed, device)
+        unseen = Lessons(held_out[:_HELD_OUT], ids, size, device=device)
         seconds = self.recipe.hours * 3600 * _LEARNING
         training = Training(
-            network,
+            network.to(device),
             Schedule(None, seconds, self.recipe.learning_rate, shape="linear"),
             self._checkpoint,
             slower=("head.",),
-            every=_LOOK_EVERY,
+            every=_LOOK_EVERY if device == "cpu" else _LOOK_EVERY_ON_GPU,
         )
         training.run(
             partial(lessons.loss, network),
             partial(unseen.mean_loss, network),
             partial(self._told, "learning"),
         )
+        network.to("cpu")
         return training.curve
 
     def _judged(self, draft: Decoder) -> tuple[dict[float, Judgement], Hardware]:

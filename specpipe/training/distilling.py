@@ -8,6 +8,7 @@ Weights are float32; matrices are multiplied in bfloat16 where the processor can
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,16 +31,23 @@ class Lessons:
         ids: the tokens of the draft's head.
         vocab_size: of the target.
         seed: of their order.
+        device: where the network is.
     """
 
     def __init__(
-        self, data: Sequence[Conversation], ids: Sequence[int], vocab_size: int, seed: int = 0
+        self,
+        data: Sequence[Conversation],
+        ids: Sequence[int],
+        vocab_size: int,
+        seed: int = 0,
+        device: str = "cpu",
     ) -> None:
         # One that the target wrote nothing in teaches nothing.
         kept = [each for each in data if each.written[1:].any()]
         self._data = sorted(kept, key=lambda each: len(each.tokens))
         self._places, self._seed = places_of(ids, vocab_size), seed
-        self._mixed = has_bfloat16_matrices()
+        self._device = torch.device(device)
+        self._mixed = self._device.type == "cuda" or has_bfloat16_matrices()
         self._batches = _bundled([len(each.tokens) for each in self._data])
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
@@ -79,15 +87,18 @@ class Lessons:
         )
         places = self._places[ids]
         chances = np.where(places >= 0, np.exp(logprobs.astype(np.float32)), 0)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self._mixed):
-            hidden = network(torch.from_numpy(tokens)).flatten(0, 1)[torch.from_numpy(at)]
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._mixed):
+            hidden = network(self._tensor(tokens)).flatten(0, 1)[self._tensor(at)]
             logits = network.logits(hidden)
         loss = cross_entropy(
             logits.float(),
-            torch.from_numpy(places.clip(0)),
-            torch.from_numpy(chances.astype(np.float32)),
+            self._tensor(places.clip(0)),
+            self._tensor(chances.astype(np.float32)),
         )
         return loss, sum(len(each.tokens) for each in chosen)
+
+    def _tensor(self, values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(values).to(self._device)
 
 
 def has_bfloat16_matrices() -> bool:

@@ -12,12 +12,13 @@ from specpipe.training.frame import Frame
 from specpipe.training.optimising import Told
 from specpipe.training.scripts import Director, check_prompts
 from specpipe.training.shards import Conversation, read_shard, shard_seconds, write_shard
-from specpipe.training.writing import AT_ONCE, LONGEST_REPLY, write
+from specpipe.training.writing import AT_ONCE, AT_ONCE_ON_GPU, LONGEST_REPLY, write
 
 LONGEST = 1024
 """Most tokens of a conversation."""
 
-_CONVERSATIONS = 2 * AT_ONCE  # in a shard: enough to keep a pass full for most of its time
+# Conversations in a shard: enough to keep a pass full for most of its time.
+_CONVERSATIONS = {"cpu": 2 * AT_ONCE, "cuda": 4 * AT_ONCE_ON_GPU}
 _MOST_SHARDS = 100_000
 _LEAST = 2  # shards: one to learn from, and one to see what was learned
 
@@ -29,6 +30,7 @@ def gather(
     *,
     seconds: float,
     threads: int,
+    device: str = "cpu",
     prompts: Sequence[str] = (),
     seed: int = 0,
     told: Told,
@@ -42,6 +44,7 @@ def gather(
         seconds: how long it may take, before an interruption and after; at least two shards are
             made in any case.
         threads: cores that compute.
+        device: cpu, or cuda:N.
         prompts: what conversations begin with; left out, the target writes the user's turns too.
         seed: of what is drawn.
         told: of the progress.
@@ -57,10 +60,14 @@ def gather(
     spent = sum(map(shard_seconds, shards))
     if len(shards) >= _LEAST and spent >= seconds:
         return shards
+    at_once = AT_ONCE if device == "cpu" else AT_ONCE_ON_GPU
+    conversations = _CONVERSATIONS[device.partition(":")[0]]
     model = load_model(
         target.weights,
+        device=device,
         threads=threads,
-        num_slots=AT_ONCE,
+        num_slots=at_once,
+        pass_rows=at_once,
         output_size=tokenizer.used_size,
         context_length=min(LONGEST, open_model(target.weights).config.context_length),
     )
@@ -71,12 +78,12 @@ def gather(
         _learn(director, tokenizer, frame, read_shard(path))
     while len(shards) < _LEAST or spent < seconds:
         begun = time.monotonic()
-        scripts = director.scripts(seed * _MOST_SHARDS + len(shards), _CONVERSATIONS)
+        scripts = director.scripts(seed * _MOST_SHARDS + len(shards), conversations)
         written: list[Conversation] = []
         for each in write(model, frame, scripts, longest):
             written.append(each)
             share = (spent + time.monotonic() - begun) / seconds
-            told(min(1.0, share), f"conversation {len(shards) * _CONVERSATIONS + len(written)}")
+            told(min(1.0, share), f"conversation {len(shards) * conversations + len(written)}")
         path = folder / f"{len(shards):05}.safetensors"
         write_shard(path, written, time.monotonic() - begun)
         spent += time.monotonic() - begun

@@ -45,8 +45,12 @@ def test_thread_counts_that_cannot_be_are_named(capsys, tiny_gguf, threads) -> N
 
 
 def test_bad_input_is_refused_before_anything_is_measured(capsys, tiny_gguf, tmp_path) -> None:
-    with pytest.raises(UserError, match="dtype 'bfloat16' is unknown here"):
+    with pytest.raises(UserError, match="dtype bfloat16 needs a CUDA device"):
         bench(capsys, tiny_gguf(), "--dtype", "bfloat16")
+    with pytest.raises(UserError, match="device 'cuda:99' does not exist"):
+        bench(capsys, tiny_gguf(), "--device", "cuda:99")
+    with pytest.raises(UserError, match="device 'gpu' is unknown"):
+        bench(capsys, tiny_gguf(), "--device", "gpu")
     with pytest.raises(UserError, match="cannot write a picture"):
         bench(capsys, tiny_gguf(), "--out", tmp_path / "none" / "x.png")
     with pytest.raises(UserError, match="nothing-like-it"):

@@ -1,15 +1,16 @@
-"""The decoder in torch, for CUDA: one shape of pass, captured as a graph.
+"""The decoder for CUDA: one shape of pass, captured as a graph.
 
-Every pass has ROWS rows, of which some may be of no use. A GPU reads weights for so many rows in
-the time that it takes for one; and since each kernel always gets the same shape, a row has the same
-bits whatever is computed beside it, at prefill as in decoding. The length that attention covers
-depends on a row's own position alone; what lies behind the position is masked.
+Every pass has the same number of rows, of any sequences, of which some may be of no use. A GPU
+reads weights for 16 of them in the time that it takes for one; and since each product always gets
+the same shape, a row has the same bits whatever is computed beside it, at prefill as in decoding.
+What lies between the products works row by row (kernels.py).
 
-Tests run all of it on a CPU, where nothing is captured. It has not been run on a GPU yet.
+Tests run it on a CPU too, where reference.py stands in for the kernels and nothing is captured.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from specpipe.errors import UserError
+from specpipe.models.cuda import reference
 from specpipe.models.decoder import Decoder
 from specpipe.models.interface import Feed, Interrupted, Logits
 from specpipe.models.partial_head import MOST_SEEN, SeenTokens, covered_ids, spread
@@ -25,10 +27,18 @@ from specpipe.models.shape import DecoderConfig
 from specpipe.models.weights import DecoderWeights, Floats, Linear, as_floats
 
 ROWS = 16
-_LEAST_REACH = 256
 _FLOAT16_MAX = 65504.0
 
 _Matrix = tuple[Tensor, Tensor | None]
+
+
+def _operations(device: torch.device) -> ModuleType:
+    """What is computed between the products: kernels, or what they are tested by."""
+    if device.type != "cuda":
+        return reference
+    from specpipe.models.cuda import kernels  # noqa: PLC0415 (Triton comes with CUDA builds alone)
+
+    return kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +64,7 @@ class CudaDecoder(Decoder):
         device: where it computes.
         num_slots: sequences that can be held at once.
         head_tokens, kept_tokens: see `load_model`.
+        rows: of each pass; by default ROWS.
     """
 
     @torch.inference_mode()
@@ -67,8 +78,10 @@ class CudaDecoder(Decoder):
         num_slots: int = 1,
         head_tokens: int = 0,
         kept_tokens: Sequence[int] = (),
+        rows: int | None = None,
     ) -> None:
-        super().__init__(config, dtype, num_slots, ROWS)
+        super().__init__(config, dtype, num_slots, rows := rows or ROWS)
+        self._do = _operations(device)
         self._device, self._kept_as = device, getattr(torch, dtype)
         self._embedding = self._keep(as_floats(weights.embedding()))
         self._all = self._embedding if config.tied else self._keep(as_floats(weights.head()))
@@ -82,18 +95,18 @@ class CudaDecoder(Decoder):
             self._seen_rows = torch.zeros_like(self._all[:1]).repeat(MOST_SEEN, 1)
             self._see(())
         self._layers = [self._load_layer(weights, index) for index in range(config.layers)]
-        turns = self._tensor(RotaryTable(config).up_to(config.context_length))
-        self._turns = torch.view_as_complex(turns.view(len(turns), 1, -1, 2))
-        # Rows of no use write behind the context.
-        places = config.context_length + ROWS
-        kept = (2, config.layers, num_slots, config.kv_heads, places, config.head_dim)
+        self._turns = self._tensor(RotaryTable(config).up_to(config.context_length))
+        places = num_slots * config.context_length + 1
+        kept = (2, config.layers, places, config.kv_heads, config.head_dim)
         self._keys, self._values = torch.zeros(kept, dtype=self._kept_as, device=device)
-        self._ids = torch.zeros(ROWS, dtype=torch.int64, device=device)
-        self._positions, self._places = torch.zeros_like(self._ids), torch.zeros_like(self._ids)
-        self._hidden = torch.zeros(ROWS, config.width, device=device)
-        self._logits = torch.zeros(ROWS, len(self._covered), device=device)
-        self._seen_logits = torch.zeros(ROWS, MOST_SEEN, device=device)
-        self._graphs: dict[tuple[int, int] | None, Callable[[], None]] = {}
+        self._rows = torch.zeros(3, rows, dtype=torch.int64, device=device)
+        self._hidden = torch.zeros(rows, config.width, device=device)
+        self._normed = torch.zeros_like(self._hidden, dtype=self._kept_as)
+        self._logits = torch.zeros(rows, len(self._covered), device=device)
+        self._seen_logits = torch.zeros(rows, MOST_SEEN, device=device)
+        most = max(self._logits.numel(), self._seen_logits.numel())
+        self._host = torch.zeros(most, pin_memory=device.type == "cuda")
+        self._graphs: dict[Callable[[], None], Callable[[], None]] = {}
 
     @property
     def weight_bytes(self) -> int:
@@ -148,137 +161,114 @@ class CudaDecoder(Decoder):
     # -- passes
 
     @torch.inference_mode()
+    def last_logits(self, feeds: Sequence[Feed]) -> Tensor:
+        """Feed several sequences; the logits after each one's last token stay on the device.
+
+        Returns:
+            float32[feeds, output_size].
+        """
+        assert self._seen is None
+        found = self._logits.new_empty(len(feeds), self.config.output_size)
+        order = {feed.slot: index for index, feed in enumerate(feeds)}
+        for batch in self._chunks(feeds):
+            judged = self._pass(batch)
+            if judged:
+                places = [order[feed.slot] for feed, _ in judged]
+                found[places] = self._logits[[rows.stop - 1 for _, rows in judged]]
+        return found
+
+    @torch.inference_mode()
     def _run(self, feeds: Sequence[Feed], interrupted: Interrupted) -> list[Logits] | None:
-        logits = []
-        for feed in feeds:
-            self._see(feed.tokens)
-            wanted = [np.empty((0, self.config.output_size), np.float32)]
-            for piece, reach in self._pieces(feed):
-                if interrupted and interrupted():
+        found: dict[int, list[Logits]] = {feed.slot: [] for feed in feeds}
+        for batch in self._chunks(feeds):
+            if interrupted:
+                self._wait()
+                if interrupted():
                     return None
-                self._feed(piece, reach)
-                if piece.rows:
-                    wanted.append(self._judge(len(piece.tokens), piece.rows))
-            logits.append(np.concatenate(wanted))
-        return logits
+            for feed, rows in self._pass(batch):
+                found[feed.slot].append(self._fetch(rows))
+        nothing = np.empty((0, self.config.output_size), np.float32)
+        return [
+            each[0] if len(each) == 1 else np.concatenate([nothing, *each])
+            for each in found.values()
+        ]
 
-    def _pieces(self, feed: Feed) -> Iterator[tuple[Feed, int]]:
-        """Cut tokens into passes, each of whose rows have the same reach."""
-        start, count, first = self._lengths.of(feed.slot), len(feed.tokens), 0
-        while first < count:
-            reach = self._reach(start + first)
-            last = min(count, first + ROWS, reach - start)
-            rows = max(0, last - max(first, count - feed.rows))
-            yield Feed(feed.slot, feed.tokens[first:last], rows), reach
+    def _pass(self, batch: Sequence[Feed]) -> list[tuple[Feed, slice]]:
+        """Compute one pass, whose logits are left in `_logits`: rows of them for each feed."""
+        rows = np.zeros((3, self._most_rows), np.int64)
+        rows[1] = self._keys.shape[1] - 1  # rows of no use write where nothing is read
+        first, judged = 0, []
+        for feed in batch:
+            start, last = self._lengths.of(feed.slot), first + len(feed.tokens)
+            rows[0, first:last] = feed.tokens
+            rows[1, first:last] = feed.slot * self.config.context_length
+            rows[2, first:last] = range(start, start + last - first)
+            self._see(feed.tokens)
+            self._lengths.advance(feed.slot, last - first)
+            if feed.rows:
+                judged.append((feed, slice(last - feed.rows, last)))
             first = last
+        # What is not pinned is copied before this returns, whatever the device still does.
+        self._rows.copy_(torch.from_numpy(rows), non_blocking=True)
+        self._replay(self._layer_pass)
+        if judged:
+            self._replay(self._head_pass)
+        return judged
 
-    def _reach(self, position: int) -> int:
-        """How many positions attention covers for a row: a power of two, or all there are."""
-        return min(max(_LEAST_REACH, 1 << position.bit_length()), self.config.context_length)
-
-    def _feed(self, feed: Feed, reach: int) -> None:
-        """Take one pass through the layers, which leaves the hidden states in `_hidden`."""
-        start, count = self._lengths.of(feed.slot), len(feed.tokens)
-        useless = ROWS - count
-        behind = self.config.context_length
-        places = [*range(start, start + count), *range(behind, behind + useless)]
-        self._ids.copy_(torch.tensor([*feed.tokens, *[0] * useless]))
-        self._positions.copy_(torch.tensor([*places[:count], *[0] * useless]))
-        self._places.copy_(torch.tensor(places))
-        self._replay((feed.slot, reach), lambda: self._layer_pass(feed.slot, reach))
-        self._lengths.advance(feed.slot, count)
-
-    def _judge(self, count: int, rows: int) -> Logits:
-        """Logits of the last `rows` of the `count` tokens just fed."""
-        self._replay(None, self._head_pass)
-        wanted = slice(count - rows, count)
-        covered: Logits = self._logits[wanted].cpu().numpy()
+    def _fetch(self, rows: slice) -> Logits:
+        """Logits of some rows of the pass before."""
+        covered = self._to_host(self._logits[rows])
         if not self._seen:
-            return covered.copy()
-        seen = self._seen_logits[wanted, : len(self._seen.ids)].cpu().numpy()
+            return covered
+        seen = self._to_host(self._seen_logits[rows])
         return spread(covered, self._covered, seen, self._seen.ids, self.config.output_size)
 
-    def _replay(self, key: tuple[int, int] | None, compute: Callable[[], None]) -> None:
+    def _to_host(self, values: Tensor) -> Logits:
+        host = self._host[: values.numel()].view(values.shape)
+        host.copy_(values, non_blocking=True)
+        self._wait()
+        return host.numpy().copy()
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+
+    def _replay(self, compute: Callable[[], None]) -> None:
         """Run kernels, from a graph where there can be one; it is captured when first needed."""
         if self._device.type != "cuda":
             compute()
             return
-        if key not in self._graphs:
-            compute()  # workspaces come into being, which a graph must not make
-            torch.cuda.current_stream().synchronize()
+        if compute not in self._graphs:
+            compute()  # compiles kernels, and makes workspaces, which a graph must not
+            self._wait()
             graph = torch.cuda.CUDAGraph()
             # Another thread of this process may be at work on the same GPU.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 compute()
-            self._graphs[key] = graph.replay
-        self._graphs[key]()
+            self._graphs[compute] = graph.replay
+        self._graphs[compute]()
 
     # -- what a graph holds: fixed shapes and places
 
-    def _layer_pass(self, slot: int, reach: int) -> None:
-        turns = self._turns[self._positions]
-        seen = torch.arange(reach, device=self._device) <= self._positions[:, None]
-        mask = seen.repeat_interleave(self.config.heads // self.config.kv_heads, 0)
-        hidden = self._embedding[self._ids].float()
+    def _layer_pass(self) -> None:
+        do, config, rows = self._do, self.config, self._rows
+        hidden = self._hidden.copy_(self._embedding[rows[0]])
+        normed, update = self._normed, None
         for index, layer in enumerate(self._layers):
-            qkv = self._linear(self._norm(hidden, layer.attention_norm), layer.qkv)
-            entries = self._keys[index, slot], self._values[index, slot]
-            mixed = self._attention(self._turned(qkv, layer.qk_norm, turns), entries, mask)
-            hidden += self._linear(mixed, layer.out)
-            inner = self._linear(self._norm(hidden, layer.ffn_norm), layer.gate_up)
-            hidden += self._linear(self._activated(inner), layer.down)
-        self._hidden.copy_(hidden)
+            do.add_norm(hidden, update, layer.attention_norm, config.norm_eps, normed)
+            qkv = functional.linear(normed, *layer.qkv)
+            entries = self._keys[index], self._values[index]
+            queries = do.turn(qkv, layer.qk_norm, self._turns, rows, entries, config)
+            update = functional.linear(do.attend(queries, rows, entries, config), *layer.out)
+            do.add_norm(hidden, update, layer.ffn_norm, config.norm_eps, normed)
+            inner = functional.linear(normed, *layer.gate_up)
+            update = functional.linear(do.gate(inner, gated=config.gated), *layer.down)
+        do.add_norm(hidden, update, self._head_norm, config.norm_eps, normed)
 
     def _head_pass(self) -> None:
-        normed = self._norm(self._hidden, self._head_norm)
-        self._logits.copy_(self._linear(normed, (self._head, None)))
+        self._do.judge(self._normed, self._head, self._logits)
         if self._seen:
-            self._seen_logits.copy_(self._linear(normed, (self._seen_rows, None)))
-
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return functional.rms_norm(x, x.shape[-1:], None, self.config.norm_eps) * weight
-
-    def _activated(self, inner: Tensor) -> Tensor:
-        if not self.config.gated:
-            return functional.gelu(inner)
-        gate, up = inner.chunk(2, dim=-1)
-        return functional.silu(gate) * up
-
-    def _linear(self, x: Tensor, matrix: _Matrix) -> Tensor:
-        return functional.linear(x.to(self._kept_as), *matrix).float()
-
-    def _turned(self, qkv: Tensor, qk_norm: Tensor | None, turns: Tensor) -> Tensor:
-        """Queries, keys and values, the former two rotated: [ROWS, heads, head_dim]."""
-        config = self.config
-        heads = qkv.view(ROWS, config.heads + 2 * config.kv_heads, config.head_dim)
-        turned, values = heads[:, : -config.kv_heads], heads[:, -config.kv_heads :]
-        if qk_norm is not None:
-            turned = self._norm(turned, qk_norm)
-        pairs = torch.view_as_complex(turned.reshape(*turned.shape[:2], -1, 2))
-        turned = torch.view_as_real(pairs * turns).flatten(-2)
-        return torch.cat([turned, values], 1).to(self._kept_as)
-
-    def _attention(self, heads: Tensor, entries: tuple[Tensor, Tensor], mask: Tensor) -> Tensor:
-        """Cache the rows' keys and values, and let every row attend to all up to itself.
-
-        Args:
-            heads: [ROWS, heads, head_dim], of queries, keys and values.
-            entries: keys and values of the slot, each [kv heads, places, head_dim].
-            mask: [ROWS * query heads of a key head, reach], what each query may see.
-        """
-        config, seen = self.config, slice(mask.shape[1])
-        sizes = [config.heads, config.kv_heads, config.kv_heads]
-        queries, *new = torch.split(heads, sizes, 1)
-        for kept, rows in zip(entries, new, strict=True):
-            kept.index_copy_(1, self._places, rows.transpose(0, 1))
-        # The query heads that share a key head are rows of its product, beside those of others.
-        queries = queries.reshape(ROWS, config.kv_heads, -1, config.head_dim)
-        keys, values = (kept[None, :, seen] for kept in entries)
-        mixed = functional.scaled_dot_product_attention(
-            queries.transpose(0, 1).flatten(1, 2)[None], keys, values, mask
-        )
-        mixed = mixed.view(config.kv_heads, ROWS, -1, config.head_dim).transpose(0, 1)
-        return mixed.reshape(ROWS, -1).float()
+            self._do.judge(self._normed, self._seen_rows, self._seen_logits)
 
     def _see(self, tokens: Sequence[int]) -> None:
         if self._seen:

@@ -32,7 +32,7 @@ def target(tmp_path):
 @pytest.fixture
 def small(monkeypatch):
     """Stages of seconds."""
-    monkeypatch.setattr(gathering, "_CONVERSATIONS", 16)
+    monkeypatch.setitem(gathering._CONVERSATIONS, "cpu", 16)
     monkeypatch.setattr(worth, "_TOKENS", LEAST_TOKENS)
     monkeypatch.setattr(gathering, "LONGEST", 96)
     monkeypatch.setattr(distillation, "_LOOK_EVERY", 10)
@@ -169,6 +169,16 @@ def test_a_draft_is_made_run_and_reported(target, small, tmp_path) -> None:
     draft = load_model(pair.draft.weights, dtype="float32")
     logits = draft.forward(draft.open(), [5, 9], 1)
     assert np.isfinite(logits).sum() >= 200
+
+
+@pytest.mark.gpu
+def test_a_gpu_writes_and_learns(target, small, tmp_path, monkeypatch) -> None:
+    """Tensors left on the other device, or a draft that is written from the wrong one."""
+    monkeypatch.setitem(gathering._CONVERSATIONS, "cuda", 16)
+    monkeypatch.setattr(distillation, "_LOOK_EVERY_ON_GPU", 10)
+    findings = distil(target, tmp_path / "draft", device="cuda:0", hours=2 * HOURS).run()
+    assert findings.curve.held_out[-1][1] < findings.curve.held_out[0][1] - 0.1
+    assert load_model(tmp_path / "draft", dtype="float32").vocab_size
 
 
 def test_an_interrupted_distillation_goes_on(target, small, tmp_path) -> None:

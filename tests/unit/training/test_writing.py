@@ -2,15 +2,21 @@
 
 import numpy as np
 import pytest
+import torch
 
 from specpipe.errors import UserError
+from specpipe.models.cuda.decoder import CudaDecoder
+from specpipe.models.interface import Feed
 from specpipe.models.loader import load_model
+from specpipe.models.source import open_model
+from specpipe.models.weights import DecoderWeights
 from specpipe.pair import read_model
 from specpipe.training import gathering, writing
 from specpipe.training.frame import Frame
 from specpipe.training.gathering import gather
 from specpipe.training.scripts import Director, Script
 from specpipe.training.shards import LAW_TOKENS, read_shard, shard_seconds, write_shard
+from specpipe.training.voice import voice_of
 from specpipe.training.writing import write
 from tests.unit.training.chat_model import make_chat_model
 
@@ -126,6 +132,44 @@ def test_the_same_scripts_give_the_same_conversations(
     np.testing.assert_array_equal(same[0].law_ids, alone.law_ids)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
+def test_words_drawn_on_a_gpu_are_those_drawn_on_a_cpu(target, device) -> None:
+    """Laws of the wrong rows, or draws from another law, would teach the draft another target."""
+    source = open_model(target.weights)
+    config = source.config.narrowed(LONGEST, None, target.weights)
+    model = CudaDecoder(
+        config, DecoderWeights(source), dtype="float32", device=torch.device(device),
+        num_slots=3, rows=7,
+    )  # fmt: skip
+    judge = load_model(target.weights, dtype="float32", num_slots=3, context_length=LONGEST)
+    texts, heat, chances = [[5], [*range(9)], [3, 1, 4]], [0.0, 1.0, 0.5], [0.9, 0.6, 0.999]
+    said = [
+        voice_of(each)([Feed(each.open(), text, 1) for text in texts], heat, chances)
+        for each in (model, judge)
+    ]
+    for found, expected in zip(*said, strict=True):
+        assert found.token == expected.token
+        np.testing.assert_array_equal(found.law_ids, expected.law_ids)
+        np.testing.assert_allclose(found.law_logprobs, expected.law_logprobs, atol=1e-3)
+    assert said[0][1].token != said[0][1].law_ids[0], "it is drawn"
+
+
+def test_words_are_drawn_by_the_law(target) -> None:
+    """Equal steps of chance give each token its share, those that no law keeps included."""
+    model = load_model(target.weights, dtype="float32", num_slots=1, context_length=LONGEST)
+    logits = model.forward(model.open(), [5], 1)[0].astype(np.float64)
+    law = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    model.close(0)
+    counts, draws = np.zeros(len(law)), 4000
+    for draw in range(draws):
+        slot = model.open()
+        (word,) = voice_of(model)([Feed(slot, [5], 1)], [1.0], [(draw + 0.5) / draws])
+        counts[word.token] += 1
+        model.close(slot)
+    np.testing.assert_allclose(counts / draws, law, atol=2 / draws + 1e-5)
+    assert counts[np.argsort(-law)[LAW_TOKENS:]].sum() > 0
+
+
 def test_a_director_asks_about_what_was_written_before(tokenizer) -> None:
     """Without long texts in prompts a draft learns neither to copy nor to read far back."""
     director = Director(tokenizer, Frame.of(tokenizer))
@@ -165,7 +209,7 @@ def test_an_interrupted_stage_goes_on_after_its_last_shard(
     target, tokenizer, tmp_path, monkeypatch
 ) -> None:
     """Hours of writing must not be begun again, nor be done twice."""
-    monkeypatch.setattr(gathering, "_CONVERSATIONS", 8)
+    monkeypatch.setitem(gathering._CONVERSATIONS, "cpu", 8)
     monkeypatch.setattr(gathering, "LONGEST", 100)
     seen: list[str] = []
 
