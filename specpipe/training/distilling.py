@@ -19,8 +19,7 @@ from specpipe.training.network import Network
 from specpipe.training.shards import Conversation
 from specpipe.training.student import places_of
 
-TOKENS_AT_ONCE = 2048
-"""Tokens of a micro-batch, padding included."""
+_TOKENS_AT_ONCE, _TOKENS_AT_ONCE_ON_GPU = 2048, 4096  # of a batch, padding included
 
 
 class Lessons:
@@ -48,7 +47,8 @@ class Lessons:
         self._places, self._seed = places_of(ids, vocab_size), seed
         self._device = torch.device(device)
         self._mixed = self._device.type == "cuda" or has_bfloat16_matrices()
-        self._batches = _bundled([len(each.tokens) for each in self._data])
+        most = _TOKENS_AT_ONCE if self._device.type == "cpu" else _TOKENS_AT_ONCE_ON_GPU
+        self._batches = _bundled([len(each.tokens) for each in self._data], most)
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
     @property
@@ -123,11 +123,11 @@ def cross_entropy(logits: Tensor, places: Tensor, chances: Tensor) -> Tensor:
     return loss.mean()
 
 
-def _bundled(lengths: Sequence[int]) -> list[range]:
-    """Neighbours of rising lengths, so many that they fit into TOKENS_AT_ONCE padded."""
+def _bundled(lengths: Sequence[int], most: int) -> list[range]:
+    """Neighbours of rising lengths, so many that they have `most` tokens, padded."""
     bundles, first = [], 0
     for index, length in enumerate(lengths):
-        if index > first and (index + 1 - first) * length > TOKENS_AT_ONCE:
+        if index > first and (index + 1 - first) * length > most:
             bundles.append(range(first, index))
             first = index
     bundles.append(range(first, len(lengths)))

@@ -10,10 +10,14 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from specpipe.models.shape import DecoderConfig
 
 _INITIAL_DEVIATION = 0.02
+# Without cuDNN's attention: it plans for each new shape, ten times as long as a step takes, and
+# texts come in all lengths.
+_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 class Block(nn.Module):
@@ -109,8 +113,9 @@ class Network(nn.Module):
         """Normed hidden states float[sequences, tokens, width] of int64[sequences, tokens]."""
         x = self.token_embd(tokens)
         turns = self._turns(tokens.shape[1], x)
-        for block in self.blk:
-            x = block(x, turns)
+        with sdpa_kernel(_ATTENTION):
+            for block in self.blk:
+                x = block(x, turns)
         hidden: Tensor = self.output_norm(x)
         return hidden
 

@@ -5,8 +5,6 @@ to start its kernels. Each program works for one row, in an order that the row's
 determines: a row has the same bits whatever is beside it. `reference.py` says what they compute.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -98,7 +96,7 @@ def judge(normed: Tensor, head: Tensor, out: Tensor) -> None:
 
 
 @triton.jit
-def _add_norm(hidden: Any, update: Any, weight: Any, out: Any, eps: Any,
+def _add_norm(hidden, update, weight, out, eps,
               WIDTH: tl.constexpr, BLOCK: tl.constexpr, ADDS: tl.constexpr) -> None:  # fmt: skip
     at = tl.arange(0, BLOCK)
     there = tl.program_id(0) * WIDTH + at
@@ -113,8 +111,8 @@ def _add_norm(hidden: Any, update: Any, weight: Any, out: Any, eps: Any,
 
 
 @triton.jit
-def _turn(qkv: Any, norms: Any, turns: Any, rows: Any, queries: Any, keys: Any, values: Any,
-          eps: Any, ROWS: tl.constexpr, HEADS: tl.constexpr, KV: tl.constexpr, DIM: tl.constexpr,
+def _turn(qkv, norms, turns, rows, queries, keys, values,
+          eps, ROWS: tl.constexpr, HEADS: tl.constexpr, KV: tl.constexpr, DIM: tl.constexpr,
           BLOCK: tl.constexpr, NORMED: tl.constexpr) -> None:  # fmt: skip
     row, head = tl.program_id(0), tl.program_id(1)
     at = 2 * tl.arange(0, BLOCK)
@@ -145,7 +143,7 @@ def _turn(qkv: Any, norms: Any, turns: Any, rows: Any, queries: Any, keys: Any, 
 
 
 @triton.jit
-def _attend(queries: Any, keys: Any, values: Any, rows: Any, sums: Any, tops: Any, scale: Any,
+def _attend(queries, keys, values, rows, sums, tops, scale,
             ROWS: tl.constexpr, KV: tl.constexpr, GROUP: tl.constexpr, SIDE: tl.constexpr,
             DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, PART: tl.constexpr,
             BLOCK: tl.constexpr) -> None:  # fmt: skip
@@ -189,7 +187,7 @@ def _attend(queries: Any, keys: Any, values: Any, rows: Any, sums: Any, tops: An
 
 
 @triton.jit
-def _merge(sums: Any, tops: Any, rows: Any, mixed: Any, ROWS: tl.constexpr, HEADS: tl.constexpr,
+def _merge(sums, tops, rows, mixed, ROWS: tl.constexpr, HEADS: tl.constexpr,
            DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, PART: tl.constexpr, PARTS: tl.constexpr,
            BLOCK: tl.constexpr) -> None:  # fmt: skip
     row = tl.program_id(0)
@@ -207,7 +205,7 @@ def _merge(sums: Any, tops: Any, rows: Any, mixed: Any, ROWS: tl.constexpr, HEAD
 
 
 @triton.jit
-def _gate(inner: Any, out: Any, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+def _gate(inner, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
           GATED: tl.constexpr) -> None:  # fmt: skip
     row = tl.program_id(0)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
