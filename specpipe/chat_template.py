@@ -2,15 +2,23 @@
 
 A template is a program that came with the weights. jinja2's sandbox keeps it from this program's
 objects, but cannot stop it from looping for ever or from doubling a string forty times. So it runs
-in a short-lived process (about 50 ms) with bounds on time and memory that the system enforces.
+in another process with bounds on time and memory that the system enforces. To start one takes a
+tenth of a second, to ask it a millisecond: it waits for more, for a while, and is not used again
+after a failure.
 
 This module doesn't know tokens; `python -m specpipe.chat_template` is the process's inside.
 """
 
+import atexit
+import functools
 import json
+import math
 import os
+import resource
+import select
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +29,7 @@ MAX_CHARACTERS = 4 * 2**20
 
 _CPU_SECONDS = 2
 _WALL_SECONDS = 60.0
+_IDLE_SECONDS = 10.0
 _MEMORY_BYTES = 512 * 2**20
 _LONGEST_REASON = 200
 
@@ -47,7 +56,7 @@ def render(
         "tools": None,
         "documents": None,
     }
-    answer = _ask_process({"template": template, "variables": variables})
+    answer = _PROCESS.ask({"template": template, "variables": variables})
     if "error" in answer:
         raise UserError(
             f"the model's chat template failed: {answer['error']}; change the messages, or leave "
@@ -56,30 +65,83 @@ def render(
     return answer["text"]
 
 
-def _ask_process(request: dict[str, Any]) -> dict[str, str]:
-    """Have another process render, and return its answer, or an error in its place."""
-    too_much = {"error": f"it needs more than {_CPU_SECONDS} s or {_MEMORY_BYTES >> 20} MiB"}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "specpipe.chat_template"],
-            input=json.dumps(request).encode(),
-            # What this process can import, the other can, however specpipe came to be here.
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
-            capture_output=True,
-            timeout=_WALL_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return too_much
-    if done.returncode < 0:  # by a signal: the system enforces the bound on CPU time in this way
-        return too_much
-    if done.returncode:
-        last_line = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        return {"error": f"its process ended with {last_line[:_LONGEST_REASON]!r}"}
-    answer: dict[str, str] = json.loads(done.stdout)
-    return answer
+class _Process:
+    """The process that renders: there from the first request on, and again after it ended."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew; in a fork, the process belongs to the parent."""
+        self._lock = threading.Lock()
+        self._running: subprocess.Popen[bytes] | None = None
+
+    def ask(self, request: dict[str, Any]) -> dict[str, str]:
+        """Have a template rendered; returns the text, or an error in its place."""
+        line = json.dumps(request).encode() + b"\n"
+        with self._lock:
+            for _ in range(2):
+                answer = self._exchange(line)
+                if answer.endswith(b"\n"):
+                    found: dict[str, str] = json.loads(answer)
+                    return found
+                status, last_words = self._wait()
+                if status:  # else it had waited long enough for more
+                    break
+        if status < 0:  # by a signal: the system enforces the bound on CPU time in this way
+            return {"error": f"it needs more than {_CPU_SECONDS} s or {_MEMORY_BYTES >> 20} MiB"}
+        return {"error": f"its process ended with {last_words[:_LONGEST_REASON]!r}"}
+
+    def close(self) -> None:
+        """End the process, if it is there."""
+        with self._lock:
+            if self._running:
+                self._running.kill()
+                self._wait()
+
+    def _exchange(self, line: bytes) -> bytes:
+        """Send a line and receive one, which is cut short if the process ends."""
+        process = self._running = self._running or _start()
+        assert process.stdin
+        assert process.stdout
+        # Whatever holds it up, a process that is killed closes what is read here.
+        alarm = threading.Timer(_WALL_SECONDS, process.kill)
+        alarm.daemon = True
+        alarm.start()
+        try:
+            process.stdin.write(line)
+            process.stdin.flush()
+            return process.stdout.readline()
+        except BrokenPipeError:
+            return b""
+        finally:
+            alarm.cancel()
+
+    def _wait(self) -> tuple[int, str]:
+        """Wait for the process, which is ending; returns its status and the last line it said."""
+        assert self._running
+        process, self._running = self._running, None
+        _, said = process.communicate()
+        return process.returncode, said.decode(errors="replace").strip().rpartition("\n")[2]
 
 
+_PROCESS = _Process()
+atexit.register(_PROCESS.close)
+os.register_at_fork(after_in_child=_PROCESS.forget)
+
+
+def _start() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603 (our own module)
+        [sys.executable, "-P", "-m", "specpipe.chat_template", str(_IDLE_SECONDS)],
+        # What this process can import, the other can, however specpipe came to be here.
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+@functools.cache
 def _environment() -> Any:
     """A sandbox with the extensions to jinja2 that transformers gives chat templates."""
     # Imported in the rendering process only.
@@ -114,9 +176,14 @@ def _environment() -> Any:
     return environment
 
 
+@functools.lru_cache(maxsize=8)
+def _compiled(template: str) -> Any:
+    return _environment().from_string(template)
+
+
 def _render_bounded(template: str, variables: dict[str, Any]) -> str:
     pieces, length = [], 0
-    for piece in _environment().from_string(template).generate(variables):
+    for piece in _compiled(template).generate(variables):
         pieces.append(piece)
         length += len(piece)
         if length > MAX_CHARACTERS:
@@ -124,23 +191,32 @@ def _render_bounded(template: str, variables: dict[str, Any]) -> str:
     return "".join(pieces)
 
 
-def _main() -> None:
-    """Answer one request on standard input with one JSON object on standard output."""
-    import resource  # noqa: PLC0415
-
-    request = json.load(sys.stdin)
-    # Beyond the soft bound of CPU time the system kills the process; a core file helps nobody.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+def _answer(request: dict[str, Any]) -> dict[str, str]:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    most = math.ceil(used.ru_utime + used.ru_stime) + _CPU_SECONDS
+    # Beyond this bound the system ends the process.
+    resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
     try:
-        answer = {"text": _render_bounded(request["template"], request["variables"])}
+        return {"text": _render_bounded(request["template"], request["variables"])}
     except MemoryError:
-        answer = {"error": f"it needs more than {_MEMORY_BYTES >> 20} MiB"}
+        return {"error": f"it needs more than {_MEMORY_BYTES >> 20} MiB"}
     except Exception as error:  # a template can raise whatever Python can
         reason = " ".join(str(error).split()) or type(error).__name__
-        answer = {"error": reason[:_LONGEST_REASON]}
-    json.dump(answer, sys.stdout)
+        return {"error": reason[:_LONGEST_REASON]}
+
+
+def _main() -> None:
+    """Answer requests on standard input, a line of JSON each, until there are no more."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file helps nobody
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    answer: dict[str, str] = {}
+    # A failure may have left anything behind.
+    while "error" not in answer and select.select([sys.stdin], [], [], float(sys.argv[1]))[0]:
+        line = sys.stdin.buffer.readline()
+        if not line:
+            return
+        answer = _answer(json.loads(line))
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

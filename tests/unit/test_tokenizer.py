@@ -1,8 +1,12 @@
 """Text to tokens and back, chat templates, and vocabularies that do or don't agree."""
 
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +15,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from specpipe import chat_template
 from specpipe.chat_template import MAX_CHARACTERS, render
 from specpipe.errors import UserError
 from specpipe.models.gguf_file import GGUFFile
@@ -445,3 +450,45 @@ class TestPairs:
         types[257] = NORMAL
         with pytest.raises(UserError, match=r"token 257 is '<\|user\|>', in the target .*special"):
             check_pair(_TINY, tiny(token_type=types))
+
+    def test_one_process_renders_until_one_template_fails(self) -> None:
+        """A process for each prompt takes a tenth of a second of a core from the models."""
+        assert render("{{ 1 }}", [], bos_token="", eos_token="") == "1"
+        first = chat_template._PROCESS._running
+        assert render("{{ 2 }}", [], bos_token="", eos_token="") == "2"
+        assert chat_template._PROCESS._running is first
+        with pytest.raises(UserError, match="division"):
+            render("{{ 1 / 0 }}", [], bos_token="", eos_token="")
+        assert render("{{ 3 }}", [], bos_token="", eos_token="") == "3"
+        assert chat_template._PROCESS._running is not first
+
+    def test_a_process_that_ended_while_it_waited_is_replaced(self, monkeypatch) -> None:
+        """Else the first prompt after a pause is refused."""
+        chat_template._PROCESS.close()
+        monkeypatch.setattr(chat_template, "_IDLE_SECONDS", 0.1)
+        for _ in range(2):
+            assert render("{{ 1 }}", [], bos_token="", eos_token="") == "1"
+            chat_template._PROCESS._running.wait(5)
+        chat_template._PROCESS.close()
+
+    def test_threads_get_their_own_answers(self) -> None:
+        """Two at once on one pipe could swap their prompts."""
+        with ThreadPoolExecutor(4) as pool:
+            texts = pool.map(
+                lambda n: render(f"{{{{ {n} }}}}", [], bos_token="", eos_token=""), range(40)
+            )
+            assert list(texts) == [str(n) for n in range(40)]
+
+    def test_no_process_outlives_the_program(self) -> None:
+        """Not even one that is killed."""
+        program = (
+            "import time\nfrom specpipe import chat_template as c\n"
+            "c.render('{{ 1 }}', [], bos_token='', eos_token='')\n"
+            "print(c._PROCESS._running.pid, flush=True)\ntime.sleep(60)"
+        )
+        with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
+            assert process.stdout
+            child = psutil.Process(int(process.stdout.readline()))
+            process.kill()
+        psutil.wait_procs([child], timeout=5)
+        assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
