@@ -16,6 +16,7 @@ from specpipe.prompts import Question
 from specpipe.training import distillation, gathering, worth
 from specpipe.training.distillation import Distillation, Recipe, worthwhile_layers
 from specpipe.training.distilling import Lessons, cross_entropy, has_bfloat16_matrices
+from specpipe.training.optimising import Schedule
 from specpipe.training.shards import LAW_TOKENS, Conversation
 from specpipe.training.student import coverage, head_ids, make_student, usual_layers
 from tests.unit.training.chat_model import make_chat_model, make_draft
@@ -36,6 +37,14 @@ def small(monkeypatch):
     monkeypatch.setattr(worth, "_TOKENS", LEAST_TOKENS)
     monkeypatch.setattr(gathering, "LONGEST", 96)
     monkeypatch.setattr(distillation, "_LOOK_EVERY", 10)
+
+
+@pytest.fixture
+def by_steps(monkeypatch):
+    """So much learning, however long it takes on a busy machine."""
+    monkeypatch.setattr(
+        distillation, "Schedule", lambda _, __, rate, **how: Schedule(60, None, rate, **how)
+    )
 
 
 def distil(target, folder, told=lambda *line: None, **changes):
@@ -139,11 +148,11 @@ def test_the_usual_size_is_a_sixth_of_the_target(smollm2) -> None:
     assert worthwhile_layers(config, 49152) == 2, "a large head leaves no room for layers"
 
 
-def test_a_draft_is_made_run_and_reported(target, small, tmp_path) -> None:
+def test_a_draft_is_made_run_and_reported(target, small, by_steps, tmp_path) -> None:
     """The whole way: what is installed must be what was trained, and be found by its target."""
     stages = []
     folder = tmp_path / "draft"
-    findings = distil(target, folder, lambda *line: stages.append(line[0]), hours=2 * HOURS).run()
+    findings = distil(target, folder, lambda *line: stages.append(line[0])).run()
     assert list(dict.fromkeys(stages)) == ["writing", "learning", "judging"]
     held_out = [loss for _, loss in findings.curve.held_out]
     assert held_out[-1] < held_out[0] - 0.1, "it learns"
@@ -172,11 +181,11 @@ def test_a_draft_is_made_run_and_reported(target, small, tmp_path) -> None:
 
 
 @pytest.mark.gpu
-def test_a_gpu_writes_and_learns(target, small, tmp_path, monkeypatch) -> None:
+def test_a_gpu_writes_and_learns(target, small, by_steps, tmp_path, monkeypatch) -> None:
     """Tensors left on the other device, or a draft that is written from the wrong one."""
     monkeypatch.setitem(gathering._CONVERSATIONS, "cuda", 16)
     monkeypatch.setattr(distillation, "_LOOK_EVERY_ON_GPU", 10)
-    findings = distil(target, tmp_path / "draft", device="cuda:0", hours=2 * HOURS).run()
+    findings = distil(target, tmp_path / "draft", device="cuda:0").run()
     assert findings.curve.held_out[-1][1] < findings.curve.held_out[0][1] - 0.1
     assert load_model(tmp_path / "draft", dtype="float32").vocab_size
 
