@@ -1,6 +1,7 @@
-"""Matrices as GGUF's 4- and 8-bit types keep them: 32 inputs of an output share a scale.
+"""Matrices as GGUF's types of 4 to 8 bits keep them: 32 inputs of an output share a scale, or 16.
 
-The types Q4_0, Q4_1 and Q8_0, which can be multiplied as they are: see cpu/blocks.py.
+They can be multiplied as they are: see cpu/blocks.py. A scale is a number of 16 bits, or, where 256
+inputs have one in common (the types with a K), that times a whole number, which float32 holds.
 Formats: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
 """
 
@@ -9,21 +10,28 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
-from gguf.constants import GGMLQuantizationType
+from gguf.constants import GGMLQuantizationType as Kind
+from gguf.quants import Q4_K
 from numpy.typing import NDArray
 
 from specpipe.models.gguf_file import GGUFFile
 
-Form = Literal["q4", "q8"]
+Form = Literal["q4", "q8", "k4", "k8"]
 INPUTS = 32
 """Of a block."""
 
 _BYTE_MAX, _NIBBLE_MAX = 127, 15
-_FORMS: dict[GGMLQuantizationType, Form] = {
-    GGMLQuantizationType.Q4_0: "q4",
-    GGMLQuantizationType.Q4_1: "q4",
-    GGMLQuantizationType.Q8_0: "q8",
+_OF_K = 256  # inputs that a type with a K keeps together
+_FORMS: dict[Kind, tuple[Form, ...]] = {
+    Kind.Q4_0: ("q4", "k4", "k8"),
+    Kind.Q4_1: ("q4", "k4", "k8"),
+    Kind.Q5_0: ("q8", "k8"),
+    Kind.Q8_0: ("q8", "k8"),
+    Kind.Q4_K: ("k4", "k8"),
+    Kind.Q5_K: ("k8",),
+    Kind.Q6_K: ("k8",),
 }
+"""The forms that can hold a type, that which takes least first; the last holds all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +39,13 @@ class Blocks:
     """A matrix [outputs, inputs]; a weight is scale * number + least, rounded to float32 once.
 
     Attributes:
-        scale: float16[outputs, inputs / 32].
-        least: the same; None: zero.
-        numbers: [outputs, inputs]: uint8 from 0 to 15, or int8 where there is no `least`.
+        scale: float16 or float32[outputs, inputs / 32], or twice as many, each for 16 inputs.
+        least: [outputs, inputs / 32]; None: zero.
+        numbers: [outputs, inputs]: uint8 from 0 to 15, or int8.
     """
 
-    scale: NDArray[np.float16]
-    least: NDArray[np.float16] | None
+    scale: NDArray[Any]
+    least: NDArray[Any] | None
     numbers: NDArray[Any]
 
     def __len__(self) -> int:
@@ -51,11 +59,24 @@ class Blocks:
 
     def floats(self) -> NDArray[np.float32]:
         """The weights: [outputs, inputs]."""
-        numbers = self.numbers.reshape(*self.scale.shape, INPUTS).astype(np.float32)
+        numbers = self.numbers.reshape(*self.scale.shape, -1).astype(np.float32)
         values = self.scale[..., None].astype(np.float32) * numbers
         if self.least is not None:
-            values += self.least[..., None]
+            values = values.reshape(*self.least.shape, INPUTS) + self.least[..., None]
         return values.reshape(self.numbers.shape)
+
+    def put_into(self, form: Form) -> "Blocks":
+        """The same weights as a form keeps them that can hold them."""
+        if form in ("q4", "q8"):
+            return self
+        blocks = self.numbers.shape[1] // INPUTS
+        scale, least = self.scale.astype(np.float32), self.least
+        least = np.zeros_like(scale[:, :blocks]) if least is None else least.astype(np.float32)
+        if form == "k4":
+            return Blocks(scale, least, self.numbers)
+        if scale.shape[1] == blocks:
+            scale = np.repeat(scale, 2, axis=1)
+        return Blocks(scale, least, self.numbers.astype(np.int8))
 
 
 def in_blocks(weight: NDArray[np.float32], form: Form) -> Blocks:
@@ -102,26 +123,85 @@ class BlockReader:
         self._file = file
 
     def form(self, names: Iterable[str]) -> Form | None:
-        """The form that all these tensors have; None if there is no such."""
-        forms = {_FORMS.get(self._file.tensors[name].type) for name in names}
-        return forms.pop() if len(forms) == 1 else None
+        """The smallest form that can hold all these tensors, or None."""
+        kinds = {self._file.tensors[name].type for name in names}
+        forms = [_FORMS.get(kind, ()) for kind in kinds]
+        common = (form for form in forms[0] if all(form in others for others in forms))
+        return next(common, None)
 
-    def read(self, name: str) -> Blocks:
-        """Read a matrix that has a form."""
+    def read(self, name: str, form: Form) -> Blocks:
+        """Read a matrix as a form keeps it that can hold it."""
         info = self._file.tensors[name]
         outputs, inputs = info.shape
-        stored = self._file.raw(name).reshape(outputs, inputs // INPUTS, -1)
-        scale = _halves(stored[..., :2])
-        if info.type == GGMLQuantizationType.Q8_0:
-            return Blocks(scale, None, stored[..., 2:].view(np.int8).reshape(outputs, inputs))
-        if info.type == GGMLQuantizationType.Q4_0:
-            with np.errstate(over="ignore"):  # refused where it is kept
-                least, bytes_ = scale * np.float16(-8), stored[..., 2:]
-        else:
-            least, bytes_ = _halves(stored[..., 2:4]), stored[..., 4:]
-        # Input i in a byte's low half, input i + 16 in its high half.
-        numbers = np.concatenate([bytes_ & 15, bytes_ >> 4], axis=-1)
-        return Blocks(scale, least, numbers.reshape(outputs, inputs))
+        of_block = INPUTS if inputs % _OF_K or info.type not in _READERS else _OF_K
+        stored = self._file.raw(name).reshape(outputs, inputs // of_block, -1)
+        with np.errstate(over="ignore", invalid="ignore"):  # refused where it is kept
+            found = _READERS.get(info.type, _plain)(stored, info.type)
+        return found.put_into(form)
+
+
+def _plain(stored: NDArray[np.uint8], kind: Kind) -> Blocks:
+    """Blocks of 32: a scale, perhaps a least value, the numbers."""
+    outputs = len(stored)
+    scale = _halves(stored[..., :2])
+    if kind == Kind.Q8_0:
+        return Blocks(scale, None, stored[..., 2:].view(np.int8).reshape(outputs, -1))
+    if kind == Kind.Q4_1:
+        least, bytes_ = _halves(stored[..., 2:4]), stored[..., 4:]
+    else:
+        least, bytes_ = scale * np.float16(-8), stored[..., -16:]
+    # Input i in a byte's low half, input i + 16 in its high half.
+    numbers = np.concatenate([bytes_ & 15, bytes_ >> 4], axis=-1)
+    if kind == Kind.Q5_0:
+        fifth = np.unpackbits(stored[..., 2:6], axis=-1, bitorder="little")
+        signed = (numbers | fifth << 4).astype(np.int8) - np.int8(16)
+        return Blocks(scale, None, signed.reshape(outputs, -1))
+    return Blocks(scale, least, numbers.reshape(outputs, -1))
+
+
+def _q4_k(stored: NDArray[np.uint8], _kind: Kind) -> Blocks:
+    scale, least = _scales_of_k(stored)
+    return Blocks(scale, least, _nibbles(stored[..., 16:], 32).reshape(len(stored), -1))
+
+
+def _q5_k(stored: NDArray[np.uint8], _kind: Kind) -> Blocks:
+    scale, least = _scales_of_k(stored)
+    fifth = stored[..., None, 16:48] >> np.arange(8, dtype=np.uint8)[:, None] & 1
+    numbers = _nibbles(stored[..., 48:], 32) | fifth << 4
+    return Blocks(scale, least, numbers.astype(np.int8).reshape(len(stored), -1))
+
+
+def _q6_k(stored: NDArray[np.uint8], _kind: Kind) -> Blocks:
+    lower = _nibbles(stored[..., :128], 64).reshape(*stored.shape[:2], 8, 32)
+    shifts = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
+    upper = stored[..., 128:192].reshape(*stored.shape[:2], 2, 1, 32) >> shifts & 3
+    numbers = lower | upper.reshape(lower.shape) << 4
+    small = stored[..., 192:208].view(np.int8).astype(np.float32)
+    scale = _halves(stored[..., 208:])[..., None].astype(np.float32) * small
+    signed = numbers.astype(np.int8) - np.int8(32)
+    return Blocks(scale.reshape(len(stored), -1), None, signed.reshape(len(stored), -1))
+
+
+_READERS = {Kind.Q4_K: _q4_k, Kind.Q5_K: _q5_k, Kind.Q6_K: _q6_k}
+
+
+def _scales_of_k(stored: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Scales and least values of 8 times 32 inputs: 6 bits each, times those of all 256."""
+    small, less = Q4_K.get_scale_min(stored[..., 4:16].reshape(-1, 12))
+    both = [
+        _halves(stored[..., first : first + 2])[..., None].astype(np.float32)
+        * factors.reshape(*stored.shape[:2], 8)
+        for first, factors in ((0, small), (2, less))
+    ]
+    scale, least = (values.astype(np.float32).reshape(len(stored), -1) for values in both)
+    return scale, -least
+
+
+def _nibbles(bytes_: NDArray[np.uint8], run: int) -> NDArray[np.uint8]:
+    """[..., runs, run]: the low halves of so many bytes, then their high halves, and so on."""
+    runs = bytes_.reshape(*bytes_.shape[:2], -1, 1, run)
+    halves: NDArray[np.uint8] = (runs >> np.array([[0], [4]], np.uint8)) & np.uint8(15)
+    return halves.reshape(*bytes_.shape[:2], -1, run)
 
 
 def _halves(stored: NDArray[np.uint8]) -> NDArray[np.float16]:

@@ -146,7 +146,7 @@ class DecoderWeights:
 
     def _matrix(self, name: str, stored: str) -> Floats | Blocks:
         if self._blocks and name in self.forms:
-            return self._blocks.read(stored)
+            return self._blocks.read(stored, self.forms[name])
         return self._read(stored)
 
     def _arranged(self, name: str, values: Floats | Blocks) -> Floats | Blocks:

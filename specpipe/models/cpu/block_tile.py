@@ -148,8 +148,22 @@ class _Tile:
         """A block's share of each row's sums, added to them."""
         builder, form = self._builder, self._form
         form.fetch(builder, block)
-        products = [words(0)] * len(rows)
-        for turn in range(TURNS):
+        for part in range(form.parts):
+            sums = self._add_part(block, part, rows, sums)
+        least = form.least(builder, block)
+        if least is None:
+            return sums
+        totals = [builder.load(step(builder, row, ir.Constant(INT64, 1))) for row in rows]
+        return [
+            call(builder, "llvm.fma", least, spread(builder, total), found)
+            for total, found in zip(totals, sums, strict=True)
+        ]
+
+    def _add_part(self, block: Any, part: int, rows: list[Any], sums: list[Any]) -> list[Any]:
+        """The share of those inputs of a block that have a scale in common."""
+        builder, form = self._builder, self._form
+        products, turns = [words(0)] * len(rows), TURNS // form.parts
+        for turn in range(part * turns, (part + 1) * turns):
             numbers = form.numbers(builder, block, turn)
             for i, row in enumerate(rows):
                 for pair, weights in enumerate(numbers):
@@ -158,13 +172,8 @@ class _Tile:
                     products[i] = add_products(
                         builder, weights, spread(builder, inputs), products[i]
                     )
-        scale, least = form.scale(builder, block), form.least(builder, block)
-        new = []
+        scale, new = form.scale(builder, block, part), []
         for row, product, old in zip(rows, products, sums, strict=True):
             both = builder.fmul(scale, spread(builder, builder.load(row)))
-            found = call(builder, "llvm.fma", builder.sitofp(product, VECTOR), both, old)
-            if least is not None:
-                total = builder.load(step(builder, row, ir.Constant(INT64, 1)))
-                found = call(builder, "llvm.fma", least, spread(builder, total), found)
-            new.append(found)
+            new.append(call(builder, "llvm.fma", builder.sitofp(product, VECTOR), both, old))
         return new

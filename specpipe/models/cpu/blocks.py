@@ -7,6 +7,8 @@ multiplied: one input's after the other's, two at a time.
     q4  16 scales and 16 least values, float16; then 4 times 16 words of 32 bits, one for each
         output, for 8 inputs each: inputs 0, 2, 4, 6 in the lower half, 1, 3, 5, 7 in the upper
     q8  16 scales, float16; then 16 times 16 pairs of bytes with a sign, one for each output
+    k4  as q4, in float32
+    k8  16 scales for the first 16 inputs, 16 for the others, 16 least values, float32; then as q8
 """
 
 from abc import ABC, abstractmethod
@@ -17,6 +19,7 @@ from numba import types
 
 from specpipe.models.cpu.instructions import (
     BYTE,
+    FLOAT,
     HALF,
     INT64,
     LANES,
@@ -41,12 +44,13 @@ class BlockForm(ABC):
         bytes: of a block.
         elements: of an array that has it.
         head: bytes before the first number.
+        parts: how many of its inputs' parts have scales of their own.
     """
 
-    bytes, elements, head = 0, 0, 0
+    bytes, elements, head, parts = 0, 0, 0, 1
 
-    def scale(self, builder: Any, block: Any) -> Any:
-        """The 16 scales of a block, as floats."""
+    def scale(self, builder: Any, block: Any, _part: int) -> Any:
+        """The 16 scales of a part of a block, as floats."""
         return load(builder, HALF, builder.bitcast(block, HALF.as_pointer()))
 
     def least(self, _builder: Any, _block: Any) -> Any:
@@ -90,7 +94,33 @@ class _Q8(BlockForm):
         return found
 
 
-_FORMS: dict[Any, type[BlockForm]] = {types.uint32: _Q4, types.uint8: _Q8}
+class _K4(_Q4):
+    bytes, elements, head = 384, 96, 128
+
+    def scale(self, builder: Any, block: Any, _part: int) -> Any:
+        return load(builder, FLOAT, builder.bitcast(block, FLOAT.as_pointer()))
+
+    def least(self, builder: Any, block: Any) -> Any:
+        return self.scale(builder, _on(builder, block, 4 * LANES), 0)
+
+
+class _K8(_Q8):
+    bytes, elements, head, parts = 704, 704, 192, 2
+
+    def scale(self, builder: Any, block: Any, part: int) -> Any:
+        place = _on(builder, block, 4 * LANES * part)
+        return load(builder, FLOAT, builder.bitcast(place, FLOAT.as_pointer()))
+
+    def least(self, builder: Any, block: Any) -> Any:
+        return self.scale(builder, block, self.parts)
+
+
+_FORMS: dict[Any, type[BlockForm]] = {
+    types.uint32: _Q4,
+    types.uint8: _Q8,
+    types.int32: _K4,
+    types.int8: _K8,
+}
 
 
 def form_of(dtype: Any) -> BlockForm | None:

@@ -31,7 +31,8 @@ PAIRS = ir.VectorType(ir.IntType(16), 2 * LANES)
 
 def element(dtype: Any) -> Any:
     """The type of an array's elements: numba knows no float16, so they come as uint16."""
-    kinds = {types.uint16: HALF, types.uint8: BYTE, types.uint32: INT32}
+    kinds = {types.uint16: HALF, types.uint8: BYTE, types.int8: BYTE}
+    kinds |= {types.uint32: INT32, types.int32: INT32}
     return kinds.get(dtype, FLOAT)
 
 

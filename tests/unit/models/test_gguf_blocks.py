@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType
+from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.quants import quantize
 
 from specpipe.errors import UserError
 from specpipe.models.gguf_blocks import BlockReader, joined
@@ -12,9 +13,18 @@ from specpipe.models.gguf_file import GGUFFile
 from specpipe.models.loader import load_model
 from specpipe.models.source import open_model
 from specpipe.models.weights import DecoderWeights, find_forms
+from tests.unit.models.k_blocks import K_KINDS, random_blocks
 
 KINDS = GGMLQuantizationType
-FORMS = {KINDS.Q4_0: "q4", KINDS.Q4_1: "q4", KINDS.Q8_0: "q8"}
+FORMS = {
+    KINDS.Q4_0: "q4",
+    KINDS.Q4_1: "q4",
+    KINDS.Q5_0: "q8",
+    KINDS.Q8_0: "q8",
+    KINDS.Q4_K: "k4",
+    KINDS.Q5_K: "k8",
+    KINDS.Q6_K: "k8",
+}
 NAME = "blk.1.ffn_up.weight"
 
 
@@ -24,15 +34,24 @@ def stored_as(kind: GGMLQuantizationType):
 
 
 @pytest.mark.parametrize("kind", FORMS)
-def test_a_block_has_the_weights_that_llama_cpp_reads_in_it(tiny_gguf, kind) -> None:
+def test_a_block_has_the_weights_that_llama_cpp_reads_in_it(tmp_path, kind) -> None:
     """Halves of bytes that are exchanged, or a scale for the least value: another model."""
-    file = GGUFFile(tiny_gguf(change=stored_as(kind)))
-    reader = BlockReader(file)
+    values = np.random.default_rng(0).normal(size=(48, 512)).astype(np.float32)
+    stored = random_blocks(values.shape, kind) if kind in K_KINDS else quantize(values, kind)
+    writer = GGUFWriter(tmp_path / "one.gguf", "none")
+    writer.add_tensor(NAME, stored, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = GGUFFile(tmp_path / "one.gguf")
+    reader, weights = BlockReader(file), file.dequantize(NAME)
     assert reader.form([NAME]) == FORMS[kind]
-    found, weights = reader.read(NAME), file.dequantize(NAME)
-    assert np.array_equal(found.floats(), weights)
-    turned = joined([found[40:], found[:8]]).floats()
-    assert np.array_equal(turned, np.concatenate([weights[40:], weights[:8]]))
+    for form in {FORMS[kind], "k8"}:
+        found = reader.read(NAME, form)
+        assert np.array_equal(found.floats(), weights)
+        turned = joined([found[40:], found[:8]]).floats()
+        assert np.array_equal(turned, np.concatenate([weights[40:], weights[:8]]))
 
 
 @pytest.mark.parametrize("kind", [KINDS.F16, KINDS.Q5_1])

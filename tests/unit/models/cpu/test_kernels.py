@@ -21,6 +21,7 @@ from specpipe.models.cpu.tile import MANY_ROWS
 from specpipe.models.gguf_blocks import BlockReader
 from specpipe.models.gguf_file import GGUFFile
 from specpipe.models.weights import Linear
+from tests.unit.models.k_blocks import K_KINDS, random_blocks
 
 DTYPES = ["float16", "float32", "int8", "int4"]
 ROUNDING = {"float16": 2**-11, "float32": 0, "int8": 0.51 / 127, "int4": 1.1 / 15}
@@ -69,24 +70,32 @@ def test_a_row_has_the_same_bits_in_any_company(dtype, shape) -> None:
         assert np.array_equal(found, alone[first : first + count]), f"{count} rows"
 
 
-KINDS = [GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1, GGMLQuantizationType.Q8_0]
+PLAIN = [GGMLQuantizationType[name] for name in ("Q4_0", "Q4_1", "Q5_0", "Q8_0")]
+KINDS = [*PLAIN, *K_KINDS]
 
 
 def in_blocks(path: Path, shape: tuple[int, int], kind: GGMLQuantizationType) -> Panels:
     writer = GGUFWriter(path, "none")
-    writer.add_tensor("w", quantize(normal(*shape), kind), raw_dtype=kind)
+    stored = random_blocks(shape, kind) if kind in K_KINDS else quantize(normal(*shape), kind)
+    writer.add_tensor("w", stored, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     reader = BlockReader(GGUFFile(path))
-    panels = Panels(1, *shape, reader.form(["w"]))
-    panels.fill(0, Linear(reader.read("w")))
+    form = reader.form(["w"])
+    panels = Panels(1, *shape, form)
+    panels.fill(0, Linear(reader.read("w", form)))
     return panels
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [(64, 64), (576, 1536), (100, 96), (7, 32)])
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        *((kind, shape) for kind in PLAIN for shape in [(64, 64), (576, 1536), (100, 96), (7, 32)]),
+        *((kind, shape) for kind in K_KINDS for shape in [(576, 1536), (7, 256)]),
+    ],
+)
 def test_blocks_are_the_weights_of_the_file_times_all_but_the_whole_input(
     tmp_path, kind, shape
 ) -> None:
@@ -106,7 +115,7 @@ def test_blocks_are_the_weights_of_the_file_times_all_but_the_whole_input(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_times_blocks_has_the_same_bits_in_any_company(tmp_path, kind) -> None:
-    shape = 100, 96
+    shape = 100, 256
     w, x = in_blocks(tmp_path / "one.gguf", shape, kind), normal(150, shape[1])
     x *= np.geomspace(1e-20, 1e20, len(x), dtype=np.float32)[:, None]  # scales of its own
     alone = np.concatenate([product(w, x[i : i + 1], shape[0]) for i in range(len(x))])
