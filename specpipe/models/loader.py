@@ -42,7 +42,7 @@ def load_model(
         path: a .gguf or .pt file, a folder that holds exactly one, or a Hugging Face folder.
         dtype: how weights are kept: float16, float32, bfloat16 (CUDA only), int8 or int4 (CPU
             only, and another model then: 32 weights share 255 or 16 steps), gguf (CPU only: as the
-            file has them where that is Q4_0, Q4_1 or Q8_0, else float16), or auto: on a CPU gguf,
+            file has them where that is Q4 to Q6 or Q8, else float16), or auto: on a CPU gguf,
             or float16 if the file has no such blocks, or float32 if the CPU does not convert
             float16 by itself; bfloat16 on CUDA.
         device: cpu, or cuda:N as torch counts them.
@@ -173,7 +173,7 @@ def resolve_dtype(name: str, device: str, *, in_blocks: bool = False) -> str:
         raise UserError(f"dtype {name} is for CPUs: use bfloat16 or float16 on a CUDA device")
     if name == "gguf" and not in_blocks:
         raise UserError(
-            "dtype gguf is for files with blocks of type Q4_0, Q4_1 or Q8_0, and this model has "
+            "dtype gguf is for files with blocks of type Q4, Q5, Q6 or Q8, and this model has "
             "none: use float16 or float32"
         )
     if name in ("float16", *BLOCK_DTYPES) and on_cpu and not has_float16():
