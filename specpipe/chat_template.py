@@ -101,6 +101,8 @@ class _Process:
 
     def _exchange(self, line: bytes) -> bytes:
         """Send a line and receive one, which is cut short if the process ends."""
+        if self._running and self._running.poll() is not None:
+            self._wait()  # whatever ended it while it waited, it was not this request
         process = self._running = self._running or _start()
         assert process.stdin
         assert process.stdout
@@ -138,6 +140,7 @@ def _start() -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        process_group=0,  # Ctrl-C is meant for the program, which may go on
     )
 
 

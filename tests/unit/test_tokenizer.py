@@ -471,6 +471,13 @@ class TestPairs:
             chat_template._PROCESS._running.wait(5)
         chat_template._PROCESS.close()
 
+    def test_a_process_that_was_killed_while_it_waited_is_replaced(self) -> None:
+        """Its end would be taken for the next template's."""
+        assert render("{{ 1 }}", [], bos_token="", eos_token="") == "1"
+        chat_template._PROCESS._running.kill()
+        chat_template._PROCESS._running.wait(5)
+        assert render("{{ 2 }}", [], bos_token="", eos_token="") == "2"
+
     def test_threads_get_their_own_answers(self) -> None:
         """Two at once on one pipe could swap their prompts."""
         with ThreadPoolExecutor(4) as pool:
