@@ -117,6 +117,8 @@ class Decoder(ABC):
 
     def _chunks(self, feeds: Sequence[Feed]) -> list[list[Feed]]:
         """Cut feeds into passes of at most `most_rows` tokens, in order."""
+        if sum(len(feed.tokens) for feed in feeds) <= self._most_rows:
+            return [list(feeds)]
         passes: list[list[Feed]] = [[]]
         room = self._most_rows
         for feed in feeds:

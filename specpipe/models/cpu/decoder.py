@@ -1,6 +1,7 @@
 """The decoder on a CPU: compiled kernels over panels of weights, sums in float32."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,23 +75,23 @@ class CpuDecoder(Decoder):
     def _run(self, feeds: Sequence[Feed], interrupted: Interrupted) -> list[Logits] | None:
         for feed in feeds:
             self._vocabulary.see(feed.tokens)
-        kept: dict[int, list[Floats]] = {feed.slot: [] for feed in feeds}
+        ends = list(accumulate(feed.rows for feed in feeds))
+        normed, done = np.empty((ends[-1], self._shape.width), np.float32), 0
         for chunk in self._chunks(feeds):
             if not self._pass(chunk, interrupted):
                 return None
             row = 0
             for part in chunk:
                 row += len(part.tokens)
-                kept[part.slot].append(self._buffers.hidden[row - part.rows : row].copy())
-        rows = [np.concatenate(kept[feed.slot]) for feed in feeds]
-        logits = self._vocabulary.logits(
-            self._team, self._shape, np.concatenate(rows), self._buffers.scratch
-        )
-        return np.split(logits, np.cumsum([len(part) for part in rows])[:-1])
+                hidden = self._buffers.hidden[row - part.rows : row]
+                self._vocabulary.normalise(self._shape, hidden, normed[done : done + part.rows])
+                done += part.rows
+        logits = self._vocabulary.logits(self._team, normed, self._buffers.scratch)
+        return [logits[end - feed.rows : end] for feed, end in zip(feeds, ends, strict=True)]
 
     def _pass(self, feeds: Sequence[Feed], interrupted: Interrupted) -> bool:
         """Take at most MOST_ROWS tokens through the layers; False if interrupted."""
-        tokens = np.array([token for feed in feeds for token in feed.tokens])
+        tokens = [token for feed in feeds for token in feed.tokens]
         self._vocabulary.embed(tokens, self._buffers.hidden[: len(tokens)])
         segments, end = self._segments(feeds)
         cache = Cache(self._turns.up_to(end), self._keys, self._values)

@@ -1,6 +1,8 @@
 """The first and the last thing of a pass: tokens to hidden states, and those to logits."""
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,9 @@ from specpipe.models.interface import Logits
 from specpipe.models.partial_head import MOST_SEEN, SeenTokens, covered_ids, spread
 from specpipe.models.shape import DecoderConfig
 from specpipe.models.weights import EMBEDDING, HEAD, DecoderWeights, Floats, Linear
+
+_FEW = 16  # tokens: so many are embedded one by one
+_KEPT_ROWS = 2048  # of the embedding, unpacked
 
 
 class Vocabulary:
@@ -44,7 +49,11 @@ class Vocabulary:
         if not config.tied:
             self._all = self._panels(weights.head(), weights.forms.get(HEAD, dtype))
         own = config.head_ids is not None
-        self._head = self._panels(weights.own_head(), dtype) if own else self._all
+        head = self._panels(weights.own_head(), dtype) if own else self._all
+        self._head_panels = head.matrix().panels
+        # Taking a row out of its panel is a dozen calls of numpy, with cold caches a tenth of a
+        # millisecond; a text says the same tokens again and again.
+        self._row = lru_cache(_KEPT_ROWS)(self._read_row)
         self._covered = covered_ids(config, covered)
         self._seen: SeenTokens | None = None
         if len(self._covered) < config.output_size:
@@ -52,14 +61,18 @@ class Vocabulary:
             self._seen_rows = Panels(1, MOST_SEEN, config.width, "float32")
             self.see(())
 
-    def embed(self, tokens: NDArray[np.int64], hidden: Floats) -> None:
+    def embed(self, tokens: Sequence[int], hidden: Floats) -> None:
         """Fill hidden, float32[tokens, width]."""
-        hidden[:] = self._embedding.rows(tokens)
+        if len(tokens) > _FEW:
+            hidden[:] = self._embedding.rows(np.array(tokens))
+            return
+        for row, token in zip(hidden, tokens, strict=True):
+            row[:] = self._row(token)
 
     @property
     def head_bytes(self) -> int:
         """What the head takes."""
-        return self._head.matrix().panels.nbytes
+        return self._head_panels.nbytes
 
     def see(self, tokens: Sequence[int]) -> None:
         """Tokens of a text, which can be produced from then on."""
@@ -67,17 +80,24 @@ class Vocabulary:
             for token, place in self._seen.see(tokens):
                 self._seen_rows.set_row(place, self._all.rows(np.array([token]))[0])
 
-    def logits(self, team: Team, shape: Shape, hidden: Floats, scratch: Floats) -> Logits:
-        """Logits of hidden states, float32[rows, output_size]; -inf for what isn't covered."""
-        normed = np.empty_like(hidden)
+    def normalise(self, shape: Shape, hidden: Floats, normed: Floats) -> None:
+        """Make of hidden states what `logits` takes; both float32[rows, width]."""
         normalise_rows(0, 1, len(hidden), shape, hidden, self._norm, normed)
-        covered = _product(team, normed, self._head, len(self._covered), scratch)
+
+    def logits(self, team: Team, normed: Floats, scratch: Floats) -> Logits:
+        """Logits float32[rows, output_size] of normalised rows; -inf for what isn't covered."""
+        covered = _product(team, normed, self._head_panels, len(self._covered), scratch)
         if not self._seen:
             return covered
         # Also where there are none yet, so that a first pass compiles what later ones need.
         count = len(self._seen.ids)
-        seen = _product(team, normed, self._seen_rows, max(1, count), scratch)
+        panels = self._seen_rows.matrix().panels
+        seen = _product(team, normed, panels, max(1, count), scratch)
         return spread(covered, self._covered, seen, self._seen.ids, self._config.output_size)
+
+    def _read_row(self, token: int) -> Floats:
+        row: Floats = self._embedding.rows(np.array([token]))[0]
+        return row
 
     def _panels(self, matrix: Floats | Blocks, dtype: str) -> Panels:
         panels = Panels(1, len(matrix), self._config.width, dtype)
@@ -85,8 +105,9 @@ class Vocabulary:
         return panels
 
 
-def _product(team: Team, normed: Floats, panels: Panels, outputs: int, scratch: Floats) -> Floats:
+def _product(
+    team: Team, normed: Floats, panels: NDArray[Any], outputs: int, scratch: Floats
+) -> Floats:
     product = np.empty((len(normed), padded(outputs)), np.float32)
-    matrix = panels.matrix()
-    team.run(run_head, matrix.panels, normed, len(normed), product, scratch)
+    team.run(run_head, panels, normed, len(normed), product, scratch)
     return product[:, :outputs]
