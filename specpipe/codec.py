@@ -62,7 +62,7 @@ from specpipe.metrics import RequestMetrics, SourceCounts, Spans
 from specpipe.sampling import GuessLaw, Sampling, TokenLogprobs
 from specpipe.stopping import FINISH_REASONS
 
-VERSION = 6
+VERSION = 7
 MAX_MESSAGE_BYTES = 16 * 2**20
 MAX_ITEMS = 2**21
 MAX_INT = 2**63 - 1

@@ -68,6 +68,7 @@ class Extend:
 
     Answered by a Verdict iff start + len(tokens) >= verify_from, otherwise by Progress. Prefill,
     plain decoding, verification and the rebuilding of a lost cache are all this one command.
+    `sampling`: the request's, with its first Extend, whose `start` is 0; None with all others.
     `laws`: what each of the judged tokens was drawn from, where the acceptance rule asks for it.
     `more`: another request's Extend follows, to be answered from the same forward pass.
     """
@@ -77,7 +78,7 @@ class Extend:
     start: int
     tokens: tuple[int, ...]
     verify_from: int
-    sampling: Sampling
+    sampling: Sampling | None
     laws: tuple[GuessLaw, ...] = ()
     more: bool = False
 

@@ -381,7 +381,7 @@ class SequenceState:
             self.target_length,
             tuple(tokens),
             len(self.committed),
-            self.sampling,
+            None if self.target_length else self.sampling,
             tuple(d.law for d in self.in_flight if d.law),
             more,
         )

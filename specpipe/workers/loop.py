@@ -2,11 +2,12 @@
 
 import time
 from collections import deque
+from logging import Logger
 
 from specpipe.channel import Channel
 from specpipe.errors import WorkerError
 from specpipe.logs import log_of
-from specpipe.messages import FromWorker, Message, Role, Shutdown
+from specpipe.messages import FromWorker, Message, Shutdown
 from specpipe.pulse import Pulse
 from specpipe.story import tell
 from specpipe.workers.draft import Draft
@@ -19,7 +20,7 @@ def run_target(target: Target, channel: Channel, pulse: Pulse) -> None:
     Raises:
         WorkerError: if the coordinator takes no more answers.
     """
-    left = time.monotonic()
+    left, log = time.monotonic(), log_of("target")
     while True:
         pulse.rest()
         messages = channel.receive(None)
@@ -28,9 +29,9 @@ def run_target(target: Target, channel: Channel, pulse: Pulse) -> None:
         for message in messages:
             if isinstance(message, Shutdown):
                 return
-            tell(log_of("target"), message)
+            tell(log, message)
             answers = target.handle(message, max(0.0, arrived - left))
-            _send(channel, "target", answers, pulse)
+            _send(channel, answers, pulse, log)
             left = time.monotonic()
 
 
@@ -40,7 +41,7 @@ def run_draft(draft: Draft, channel: Channel, pulse: Pulse) -> None:
     Raises:
         WorkerError: if the coordinator takes no more of what is drafted.
     """
-    inbox: deque[Message] = deque()
+    inbox, log = deque[Message](), log_of("draft")
 
     def interrupted() -> bool:
         inbox.extend(channel.receive())
@@ -55,15 +56,15 @@ def run_draft(draft: Draft, channel: Channel, pulse: Pulse) -> None:
             message = inbox.popleft()
             if isinstance(message, Shutdown):
                 return
-            tell(log_of("draft"), message)
-            _send(channel, "draft", draft.handle(message), pulse)
-        _send(channel, "draft", draft.step(interrupted), pulse)
+            tell(log, message)
+            _send(channel, draft.handle(message), pulse, log)
+        _send(channel, draft.step(interrupted), pulse, log)
 
 
-def _send(channel: Channel, role: Role, messages: list[FromWorker], pulse: Pulse) -> None:
+def _send(channel: Channel, messages: list[FromWorker], pulse: Pulse, log: Logger) -> None:
     for message in messages:
         if not channel.send(message):  # without it both sides would wait for ever
             raise WorkerError("the coordinator takes no more messages")
         pulse.answer()
     for message in messages:  # now that nobody waits
-        tell(log_of(role), message)
+        tell(log, message)

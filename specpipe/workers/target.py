@@ -198,6 +198,8 @@ class Target:
 
     def _hold(self, message: Extend) -> _Held:
         if message.request not in self._held:
+            if message.sampling is None:
+                raise ProtocolError("tokens of a request whose beginning never came")
             slot, tokens = self._slots.take(message.tokens)
             self._held[message.request] = _Held(slot, Sampler(message.sampling), tokens)
         return self._held[message.request]

@@ -158,6 +158,7 @@ def test_extend_in_flight_is_answered_by_its_id_only() -> None:
     desk.tell(progress)
     (second,) = desk.sent(Extend)
     assert (second.start, len(second.tokens)) == (8, 8)
+    assert (first.sampling, second.sampling) == (GREEDY, None), "it is told once"
     assert desk.tell(progress) == []
     assert desk.coordinator.sequences[1].target_length == 8
 
@@ -180,6 +181,7 @@ def test_tokens_in_flight_return_to_waiting_when_the_target_is_lost() -> None:
     desk.ready("target", 2)
     (extend,) = desk.sent(Extend)
     assert (extend.start, extend.tokens, extend.verify_from) == (0, tuple(chain), 4)
+    assert extend.sampling == GREEDY, "it begins anew, and knows nothing of the request"
     assert extend.extend_id > old.extend_id
     assert desk.tell(Verdict(0, 1, old.extend_id, 2, 4, 0.0, 0.0, 0.0)) == []
     assert desk.tell(Verdict(0, 2, old.extend_id, 2, 4, 0.0, 0.0, 0.0)) == []

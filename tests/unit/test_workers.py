@@ -412,6 +412,16 @@ def test_extend_at_the_wrong_place_is_refused() -> None:
     assert "the cache holds 2" in answer.cause
 
 
+def test_tokens_of_an_unknown_request_are_refused() -> None:
+    """How to draw is told with a request's first tokens: without them any verdict is a guess."""
+    target = Target(ToyModel(LAW), 1)
+    (answer,) = target.handle(Extend(0, 1, 0, PROMPT, 3, None))
+    assert isinstance(answer, Failed)
+    assert "never came" in answer.cause
+    (answer,) = target.handle(Extend(1, 2, 0, PROMPT, 3, GREEDY))
+    assert isinstance(answer, Verdict), "it took no slot"
+
+
 def test_chunks_of_a_prompt_are_not_judged() -> None:
     """A verdict in the middle of the prompt would overwrite it."""
     target = Target(ToyModel(LAW), 1)
