@@ -71,15 +71,29 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the models of a pipeline go."""
+    """Where the models of a pipeline go.
+
+    Attributes:
+        sites, placement: where each worker is, and on which device.
+        draft_computes: whether the draft has a model.
+    """
 
     sites: Mapping[Role, Site]
     placement: Placement
+    draft_computes: bool
 
     @property
     def roles(self) -> tuple[Role, ...]:
-        """Who works."""
-        return ("draft", "target") if self.placement.draft else ("target",)
+        """Who works in an actor of its own."""
+        return ("draft", "target") if self.placement.draft and not self.near else ("target",)
+
+    @property
+    def near(self) -> bool:
+        """Whether there is a draft that is part of the hub: it only looks up, on the same cores."""
+        draft = self.placement.draft
+        if draft is None or self.draft_computes or self.sites["draft"].node is not None:
+            return False
+        return draft.cores == self.hub_cores
 
     @property
     def hub_cores(self) -> tuple[int, ...]:
@@ -190,7 +204,7 @@ def _lay_out(config: Config, pair: ModelPair, sites: Mapping[Role, Site]) -> Lay
                 draft_computes=computes,
                 taking_turns=takes_turns(config.pipeline.policy),
             )
-        return Layout(sites, placement)
+        return Layout(sites, placement, computes)
     with _named(draft):
         guesses_on = place_apart(
             "draft", config.draft.device, gpus=draft.gpus if computes else 0, cores=draft.cores
@@ -199,7 +213,7 @@ def _lay_out(config: Config, pair: ModelPair, sites: Mapping[Role, Site]) -> Lay
         verifies_on = place_apart(
             "target", config.target.device, gpus=target.gpus, cores=target.cores
         )
-    return Layout(sites, Placement(guesses_on, verifies_on, apart=True))
+    return Layout(sites, Placement(guesses_on, verifies_on, apart=True), computes)
 
 
 @contextmanager

@@ -122,7 +122,7 @@ class Supervisor:
         hosts = self._make_hosts(deadline)
         for role in self._roles:
             self._start(role, 1, hosts[role])
-        while len(self._ready) < len(self._roles):
+        while not self._ready.keys() >= set(self._roles):
             with self._changed:
                 self._changed.wait(_WATCH_EVERY_S)
             for role, running in self._running.items():

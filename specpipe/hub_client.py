@@ -57,7 +57,8 @@ class HubClient:
             when every moment counts, they idle.
         settings: `policy` and the arguments of Coordinator; `record` and `trace`,
             files for a recording and a trace; `about`, settings that its figures are to name (see
-            Statistics); `log`, those of LogConfig.
+            Statistics); `log`, those of LogConfig; `near_draft`, those of NearDraftConfig, if the
+            draft is to be part of the hub.
         most_waiting: how many requests may be handed in and not finished.
     """
 
