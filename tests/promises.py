@@ -156,10 +156,12 @@ def check_guess(actor: "DraftActor", block: Block) -> None:
 def check_laws(actor: "TargetActor", extend: Extend) -> None:
     """The rejection rule gets, with each guess, the law that it was drawn from."""
     judged = extend.tokens[extend.verify_from - extend.start :]
-    assert len(extend.laws) == (len(judged) if extend.sampling.rejects else 0)
+    sampling = actor.world.submitted[extend.request].sampling
+    assert extend.sampling == (None if extend.start else sampling), "not told once"
+    assert len(extend.laws) == (len(judged) if sampling.rejects else 0)
     for i, sent in enumerate(extend.laws):
         before = actor.world.coordinator.sequences[extend.request].committed + list(judged[:i])
-        sampler, drafts = Sampler(extend.sampling), actor.world.draft_laws.values()
+        sampler, drafts = Sampler(sampling), actor.world.draft_laws.values()
         laws = [sampler.guess(draft(before), len(before), before).law for draft in drafts]
         laws.append(GuessLaw((judged[i],), (1.0,)))  # looked up
         assert sent in laws, "the law of another guess"

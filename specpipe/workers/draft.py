@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from specpipe.drafting.drafter import Drafter, Proposal, Sources
+from specpipe.drafting.drafter import LONGEST_RUN, Drafter, Proposal, Sources
 from specpipe.exhaustion import failure
 from specpipe.messages import (
     Block,
@@ -163,10 +163,7 @@ class Draft:
         """
         answers: list[FromWorker] = []
         for request, chain in self._chains.items():
-            if self._is_to_say_so(chain) and (reason := self._stuck(chain)):
-                answers += [] if chain.drafter.computes else self._opened(request, chain)
-                answers.append(Exhausted(request, self._incarnation, chain.serial, reason))
-                chain.told, chain.owes_word = chain.serial, False
+            answers += self._say_if_stuck(request, chain)
         if answers:  # the target may be waiting for this word: no pass comes before it
             return answers
         active = [request for request, chain in self._chains.items() if not self._rests(chain)]
@@ -212,11 +209,8 @@ class Draft:
             chain.tokens[at:] = message.tokens[at - message.start :]
             chain.drafter.truncate(at)
             chain.owes_word = True
-        chain.serial, chain.limit, chain.rest_at = (
-            message.last_serial,
-            message.limit,
-            message.rest_at,
-        )
+        chain.serial = message.last_serial
+        chain.limit, chain.rest_at = message.limit, message.rest_at
         chain.known = message.start + len(message.tokens)
         chain.looked = not chain.drafter.looks_up
         return []
@@ -243,17 +237,19 @@ class Draft:
         return [request for request in active if lacks[request] <= _LITTLE]
 
     def _look_up(self, request: int, chain: _Chain) -> list[FromWorker]:
-        """Guess what takes no pass of the model; if nothing does, say what comes instead."""
+        """Guess what takes no pass of the model; then, if nothing more does, say what comes."""
         room = self._room(chain)
         found = chain.drafter.look_up(chain.tokens, room, may_compute=chain.may_compute())
+        answers = self._opened(request, chain) if found and not chain.drafter.computes else []
         if found:
-            answers = [] if chain.drafter.computes else self._opened(request, chain)
-            return [*answers, self._block(request, chain, found)]
-        chain.looked = True
-        if not (chain.owes_word and chain.may_compute()):
-            return []
-        chain.owes_word = False
-        return [Computing(request, self._incarnation, chain.serial)]
+            answers.append(self._block(request, chain, found))
+        # A run that ended early, and not with the text, ended for want of anything to say.
+        ends = bool(found) and found[-1].guess.token in chain.drafter.sampling.stop_token_ids
+        chain.looked = len(found) < min(room, LONGEST_RUN) and not ends
+        if chain.looked and chain.owes_word and chain.may_compute():
+            chain.owes_word = False
+            answers.append(Computing(request, self._incarnation, chain.serial))
+        return answers + self._say_if_stuck(request, chain)
 
     def _advance(
         self, requests: list[int], interrupted: Callable[[], bool] | None
@@ -308,6 +304,14 @@ class Draft:
         )
         chain.begun, chain.ended = [], []
         return block
+
+    def _say_if_stuck(self, request: int, chain: _Chain) -> list[FromWorker]:
+        """The word that a chain can't grow, if the coordinator has not been told so."""
+        if not self._is_to_say_so(chain) or not (reason := self._stuck(chain)):
+            return []
+        chain.told, chain.owes_word = chain.serial, False
+        exhausted = Exhausted(request, self._incarnation, chain.serial, reason)
+        return [*([] if chain.drafter.computes else self._opened(request, chain)), exhausted]
 
     def _opened(self, request: int, chain: _Chain) -> list[FromWorker]:
         """The word that the draft has read the request, unless it was said."""
