@@ -104,6 +104,11 @@ class Coordinator:
         """The sequences to which the target gave a slot, and that have not ended; by request."""
         return self._scheduler.running
 
+    @property
+    def awaits_word(self) -> bool:
+        """Whether the target idles until the draft says a word, which it does at once, or never."""
+        return self._scheduler.awaits_word
+
     def use_policy(self, policy: Policy) -> None:
         """Go by another policy from now on; it hears what happens, and the last one doesn't."""
         self._scheduler.policy = policy

@@ -97,6 +97,7 @@ class Hub:
         self._workers: dict[Role, tuple[int, Channel]] = {}
         self._gate = Gate()
         self._traffic: dict[int, list[int]] = {}  # messages and bytes of each request at work
+        self._untold: list[Tokens | Finish] = []
         self._due: list[tuple[float, int, TimerFired | Lost]] = []
         self._order = itertools.count()
         self._poller = zmq.Poller()
@@ -179,6 +180,11 @@ class Hub:
         commands = self._coordinator.handle(event, now)
         for command in commands:
             self._do(command)
+        # A user's program that wakes now may take the core on which the draft is to answer.
+        if self._untold and not self._coordinator.awaits_word:
+            for message in self._untold:
+                self._tell(message)
+            self._untold = []
         self._coordinator.reflect()
         if self._tracer:
             self._tracer.note(event, commands, now)
@@ -204,11 +210,11 @@ class Hub:
             case StartTimer(request, timer, seconds):
                 self._schedule(time.monotonic() + seconds, TimerFired(request, timer))
             case Tokens():
-                self._tell(command)
+                self._untold.append(command)
             case Finish(request):
                 counts = self._traffic.pop(request)
                 command.metrics.messages, command.metrics.message_bytes = counts
-                self._tell(command)
+                self._untold.append(command)
 
     def _tell(self, message: FromHub) -> None:
         """Tell the user; while that one reads nothing, everything waits, and nothing is lost."""

@@ -84,6 +84,15 @@ class Scheduler:
         """Whether the target is at work, or there is no work: nothing waits for our word."""
         return not self._running or self._target_works
 
+    @property
+    def awaits_word(self) -> bool:
+        """Whether the target idles until the draft says a word that takes next to no time.
+
+        A timer runs then, so it won't be for long.
+        """
+        waits = (each for each in self._running.values() if each.timer is not None)
+        return any(map(self._owes_word, waits)) and not self._target_works
+
     def remove(self, sequence: SequenceState) -> None:
         """A request ended."""
         self._queue.pop(sequence.request, None)

@@ -538,6 +538,26 @@ def test_a_policy_thinks_while_the_target_works_and_not_while_it_waits_for_a_wor
     assert desk.policy.thought == 2
 
 
+@pytest.mark.parametrize("end", ["word", "timer", "no draft", "no target", "neither"])
+def test_a_word_is_awaited_no_longer_than_it_can_come(end: str) -> None:
+    """Users are told nothing meanwhile: if it never ended, they would hear nothing any more."""
+    desk = Desk(TakeWaiting(), **FREE)
+    desk.tell(Opened(0, 1))
+    assert not desk.coordinator.awaits_word, "the target works"
+    desk.verdict(0, 4)
+    assert desk.coordinator.awaits_word
+    (timer,) = desk.sent(StartTimer)
+    if end == "word":
+        desk.tell(Computing(0, 1, desk.sequence.serial))
+    elif end == "timer":
+        desk.tell(TimerFired(0, timer.timer))
+    if end in {"no target", "neither"}:
+        desk.tell(Lost("target", 1))
+    if end in {"no draft", "neither"}:
+        desk.tell(Lost("draft", 1))
+    assert not desk.coordinator.awaits_word
+
+
 def test_word_from_before_the_commit_is_not_the_one_awaited() -> None:
     """A late block of the abandoned chain would end the waiting, with nothing to send."""
     desk = Desk(TakeWaiting(), **FREE)

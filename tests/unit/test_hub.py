@@ -19,9 +19,13 @@ from specpipe.hub_client import HubClient
 from specpipe.messages import (
     Attach,
     Close,
+    Commit,
+    Exhausted,
     Extend,
     Finish,
     Message,
+    Open,
+    Opened,
     Ready,
     Shutdown,
     Submit,
@@ -89,6 +93,38 @@ def test_a_request_goes_to_the_worker_and_its_tokens_come_back(
     (line,) = map(json.loads, record.read_text().splitlines())  # the first read the prompt, too
     assert (line["type"], line["rows"], line["alone"]) == ("pass", 1, True)
     target.close()
+
+
+def test_the_user_is_told_once_the_draft_has_said_its_word(folder: Path) -> None:
+    """A program that wakes too early takes the core on which the draft is to answer."""
+    hub = HubClient(folder, (), SETTINGS | {"wait_timeout_s": 30.0})
+    reported: queue.SimpleQueue[Ready] = queue.SimpleQueue()
+    updates: queue.SimpleQueue[Tokens | Finish] = queue.SimpleQueue()
+    hub.start(reported.put)
+    workers = []
+    for role, sources in (("draft", ("ngram",)), ("target", ())):
+        hub.post(Attach(role, 1, worker_address(folder, role, 1)))
+        workers.append(Channel.connect(worker_address(folder, role, 1)))
+        workers[-1].send(Ready(role, 1, 1, 64, 5, "cpu", (0,), sources))
+        reported.get(timeout=10)
+    draft, target = workers
+    hub.submit(Submit(1, (1, 2, 3), 3, sampling()), updates.put)
+    opening, extend = receive(draft), receive(target)
+    assert isinstance(opening, Open)
+    assert isinstance(extend, Extend)
+    draft.send(Opened(1, 1))
+    time.sleep(0.2)  # until it is there
+    target.send(Verdict(1, 1, extend.extend_id, 0, 4, 0.0, 1.0, 0.0))
+    commit = receive(draft)
+    assert isinstance(commit, Commit)
+    with pytest.raises(queue.Empty):
+        updates.get(timeout=0.3)
+    draft.send(Exhausted(1, 1, commit.last_serial, "nothing"))
+    assert isinstance(receive(target), Extend)
+    assert updates.get(timeout=10) == Tokens(1, 3, (4,), ("bonus",), contradicts=False)
+    hub.close()
+    for worker in workers:
+        worker.close()
 
 
 def until_lost(channel: Channel) -> list[Message]:
