@@ -144,7 +144,7 @@ def test_the_first_and_the_last_layers_are_the_usual_ones(count, expected) -> No
 def test_the_usual_size_is_a_sixth_of_the_target(smollm2) -> None:
     """A size that nobody chose must be small beside its target, and more than nothing."""
     config = open_model(smollm2.weights).config
-    assert worthwhile_layers(config, 8192) == 5
+    assert worthwhile_layers(config, 8192) == 7
     assert worthwhile_layers(config, 49152) == 2, "a large head leaves no room for layers"
 
 
