@@ -3,8 +3,8 @@
 A template is a program that came with the weights. jinja2's sandbox keeps it from this program's
 objects, but cannot stop it from looping for ever or from doubling a string forty times. So it runs
 in another process with bounds on time and memory that the system enforces. To start one takes a
-tenth of a second, to ask it a millisecond: it waits for more, for a while, and is not used again
-after a failure.
+tenth of a second, to ask it a millisecond: it waits a second for more, and is not used again after
+a failure.
 
 This module doesn't know tokens; `python -m specpipe.chat_template` is the process's inside.
 """
@@ -29,7 +29,7 @@ MAX_CHARACTERS = 4 * 2**20
 
 _CPU_SECONDS = 2
 _WALL_SECONDS = 60.0
-_IDLE_SECONDS = 10.0
+_IDLE_SECONDS = 1.0
 _MEMORY_BYTES = 512 * 2**20
 _LONGEST_REASON = 200
 
