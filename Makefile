@@ -80,7 +80,8 @@ monitoring: $(VENV)/.run $(TARGET)
 		{ echo "there is no prometheus: apt install prometheus" >&2; exit 1; }
 	@$(BIN)/python -m tests.monitoring
 
-# As the default draft was made, under another name; that took five minutes with DEVICE=cuda:0 on an H100.
+# A draft like the default one, under another name: 1.35 hours of two cores, or, as that was made, some
+# minutes of an H100 (DEVICE=cuda:0 HOURS=0.1).
 DEVICE ?= cpu
 HOURS ?= 1.35
 

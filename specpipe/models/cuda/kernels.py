@@ -1,6 +1,6 @@
 """What a pass does on a GPU between its products, in Triton (which comes with torch's CUDA builds).
 
-Four kernels a layer beside its four products, since a small model's pass takes as long as it takes
+Six kernels a layer beside its four products, since a small model's pass takes as long as it takes
 to start its kernels. Each program works for one row, in an order that the row's own position
 determines: a row has the same bits whatever is beside it. `reference.py` says what they compute.
 """
