@@ -130,19 +130,13 @@ def _check_room(config: DecoderConfig, num_slots: int, dtype: str, device: str, 
     Raises:
         UserError: if the device has less memory than they take, or can come to take.
     """
-    if device == "cpu":
-        room, free = physical_memory(), available_memory()
-    else:
-        import torch  # noqa: PLC0415
-
-        free, room = torch.cuda.mem_get_info(torch_device(device))
-    weights = sum(math.prod(shape) for _, shape in config.weight_shapes()) * _BYTES[dtype]
+    free, room = _memory(device)
+    weights, row = _weight_bytes(config, dtype), _token_bytes(config, dtype)
     if weights > free:
         raise UserError(
             f"the weights of {path} take {weights / 1e9:.1f} GB as {dtype}, and {device} has "
             f"{free / 1e9:.1f} GB free: choose a smaller dtype or model, or free some memory"
         )
-    row = 2 * config.layers * config.kv_heads * config.head_dim * entry_bytes(dtype)
     if (needed := row * num_slots * config.context_length) > room:
         sequences = f" in each of {num_slots} sequences" if num_slots > 1 else ""
         raise UserError(
@@ -151,6 +145,31 @@ def _check_room(config: DecoderConfig, num_slots: int, dtype: str, device: str, 
             f"bytes): there are {room / 1e9:.1f} GB of memory; set pipeline.context_length to at "
             f"most {max(2, room // (row * num_slots))}, or lower pipeline.max_num_seqs"
         )
+
+
+def slots_in_half(config: DecoderConfig, dtype: str, device: str) -> int:
+    """How many slots would take half of the memory that the weights leave free on a device."""
+    free, _ = _memory(device)
+    left = free - _weight_bytes(config, dtype)
+    return int(left // (2 * _token_bytes(config, dtype) * config.context_length))
+
+
+def _memory(device: str) -> tuple[int, int]:
+    """Bytes of memory that are free, and that there are."""
+    if device == "cpu":
+        return available_memory(), physical_memory()
+    import torch  # noqa: PLC0415
+
+    return torch.cuda.mem_get_info(torch_device(device))
+
+
+def _weight_bytes(config: DecoderConfig, dtype: str) -> float:
+    return sum(math.prod(shape) for _, shape in config.weight_shapes()) * _BYTES[dtype]
+
+
+def _token_bytes(config: DecoderConfig, dtype: str) -> int:
+    """Of a token's keys and values."""
+    return 2 * config.layers * config.kv_heads * config.head_dim * entry_bytes(dtype)
 
 
 def resolve_dtype(name: str, device: str, *, in_blocks: bool = False) -> str:

@@ -47,7 +47,7 @@ from specpipe.training.writing import AT_ONCE
 
 _WRITING, _LEARNING = 0.55, 0.4  # shares of the time: more text helps more than more steps
 _STEPS_A_PASS = 4.5  # by the bytes that they read: in time 6 to 7, since a draft's stay in caches
-_HELD_OUT = 24  # conversations: enough to see a curve
+_HELD_OUT = 48  # conversations: enough to see a curve
 _LOOK_EVERY, _LOOK_EVERY_ON_GPU = 50, 1000  # steps
 _CONTEXT = 2048
 
@@ -126,8 +126,10 @@ class Distillation:
         """
         torch.set_num_threads(self.recipe.threads)
         data = self._gathered()
-        # No other shard is about the texts of the last one.
-        held_out, lessons = data[-1], [each for shard in data[:-1] for each in shard]
+        # Nobody was told of the texts of the last shard; those that end first are the shortest.
+        held_out = data[-1][:: max(1, len(data[-1]) // _HELD_OUT)][:_HELD_OUT]
+        chosen = set(map(id, held_out))
+        lessons = [each for shard in data for each in shard if id(each) not in chosen]
         always, usable = self.tokenizer.stop_token_ids, self.tokenizer.used_size
         ids = head_ids(lessons, self.recipe.head_tokens, usable, always)
         source = open_model(self.target.weights)
@@ -185,7 +187,7 @@ class Distillation:
         ids, size = network.config.head_ids, network.config.vocab_size
         device = self.recipe.device
         lessons = Lessons(data, ids, size, self.recipe.seed, device)
-        unseen = Lessons(held_out[:_HELD_OUT], ids, size, device=device)
+        unseen = Lessons(held_out, ids, size, device=device)
         seconds = self.recipe.hours * 3600 * _LEARNING
         training = Training(
             network.to(device),

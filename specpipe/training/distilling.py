@@ -19,11 +19,13 @@ from specpipe.training.network import Network
 from specpipe.training.shards import Conversation
 from specpipe.training.student import places_of
 
-_TOKENS_AT_ONCE, _TOKENS_AT_ONCE_ON_GPU = 2048, 4096  # of a batch, padding included
+_TOKENS_AT_ONCE, _TOKENS_AT_ONCE_ON_GPU = 2048, 16384  # of a batch, padding included
 
 
 class Lessons:
     """Batches of conversations of like length; the n-th is the same each time.
+
+    All of it lies on the device, one text behind the other, so that a batch is a slice.
 
     Args:
         data: conversations.
@@ -43,13 +45,30 @@ class Lessons:
     ) -> None:
         # One that the target wrote nothing in teaches nothing.
         kept = [each for each in data if each.written[1:].any()]
-        self._data = sorted(kept, key=lambda each: len(each.tokens))
-        self._places, self._seed = places_of(ids, vocab_size), seed
-        self._device = torch.device(device)
+        kept.sort(key=lambda each: len(each.tokens))
+        self._seed, self._device = seed, torch.device(device)
         self._mixed = self._device.type == "cuda" or has_bfloat16_matrices()
         most = _TOKENS_AT_ONCE if self._device.type == "cpu" else _TOKENS_AT_ONCE_ON_GPU
-        self._batches = _bundled([len(each.tokens) for each in self._data], most)
+        lengths = [len(each.tokens) for each in kept]
+        self._batches = _bundled(lengths, most)
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+        # A text's first token has no token before it whose state could say its law.
+        said = [np.flatnonzero(each.written[1:]) for each in kept]
+        self._starts = np.concatenate([[0], np.cumsum(lengths)])
+        self._laws = np.concatenate([[0], np.cumsum([len(each) for each in said])])
+        self._tokens = self._tensor([each.tokens for each in kept])
+        self._texts = self._tensor(
+            [np.full(len(each), text, np.int32) for text, each in enumerate(said)]
+        )
+        self._said_by = self._tensor([each.astype(np.int32) for each in said])
+        places = places_of(ids, vocab_size).astype(np.int32)
+        first = [int(each.written[0]) for each in kept]
+        self._places = self._tensor(
+            [places[each.law_ids[skip:]] for each, skip in zip(kept, first, strict=True)]
+        )
+        self._logprobs = self._tensor(
+            [each.law_logprobs[skip:] for each, skip in zip(kept, first, strict=True)]
+        )
 
     @property
     def epoch(self) -> int:
@@ -71,34 +90,23 @@ class Lessons:
         return sum(loss.item() * tokens for loss, tokens in losses) / total
 
     def _loss(self, network: Network, batch: range) -> tuple[Tensor, int]:
-        chosen = [self._data[index] for index in batch]
-        longest = max(len(each.tokens) for each in chosen)
-        tokens = np.zeros((len(chosen), longest), np.int64)
-        for row, each in enumerate(chosen):
-            tokens[row, : len(each.tokens)] = each.tokens
-        # The law at a token's place is said by the state of the token before.
-        at = np.concatenate(
-            [row * longest + np.flatnonzero(each.written[1:]) for row, each in enumerate(chosen)]
-        )
-        skip = [int(each.written[0]) for each in chosen]
-        ids = np.concatenate([each.law_ids[s:] for s, each in zip(skip, chosen, strict=True)])
-        logprobs = np.concatenate(
-            [each.law_logprobs[s:] for s, each in zip(skip, chosen, strict=True)]
-        )
-        places = self._places[ids]
-        chances = np.where(places >= 0, np.exp(logprobs.astype(np.float32)), 0)
+        starts = self._starts[batch.start : batch.stop + 1]
+        longest = int(np.diff(starts).max())
+        # Behind a text stands the next one, which nothing in it looks at.
+        columns = torch.arange(longest, device=self._device)
+        rows = torch.from_numpy(starts[:-1]).to(self._device, non_blocking=True)
+        tokens = self._tokens[(rows[:, None] + columns).clamp(max=len(self._tokens) - 1)]
+        laws = slice(int(self._laws[batch.start]), int(self._laws[batch.stop]))
+        at = (self._texts[laws] - batch.start) * longest + self._said_by[laws]
+        places = self._places[laws].long()
+        chances = self._logprobs[laws].float().exp() * (places >= 0)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._mixed):
-            hidden = network(self._tensor(tokens)).flatten(0, 1)[self._tensor(at)]
-            logits = network.logits(hidden)
-        loss = cross_entropy(
-            logits.float(),
-            self._tensor(places.clip(0)),
-            self._tensor(chances.astype(np.float32)),
-        )
-        return loss, sum(len(each.tokens) for each in chosen)
+            logits = network.logits(network(tokens.long()).flatten(0, 1)[at])
+        loss = cross_entropy(logits.float(), places.clamp(min=0), chances)
+        return loss, int(starts[-1] - starts[0])
 
-    def _tensor(self, values: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(values).to(self._device)
+    def _tensor(self, parts: Sequence[NDArray[Any]]) -> Tensor:
+        return torch.from_numpy(np.concatenate(parts)).to(self._device)
 
 
 def has_bfloat16_matrices() -> bool:

@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from specpipe.models.loader import load_model
+from specpipe.models.loader import load_model, resolve_dtype, slots_in_half
+from specpipe.models.shape import DecoderConfig
 from specpipe.models.source import open_model
 from specpipe.models.store import ModelFiles
 from specpipe.tokenizer import Tokenizer
@@ -60,18 +62,20 @@ def gather(
     spent = sum(map(shard_seconds, shards))
     if len(shards) >= _LEAST and spent >= seconds:
         return shards
-    at_once = AT_ONCE if device == "cpu" else AT_ONCE_ON_GPU
     conversations = _CONVERSATIONS[device.partition(":")[0]]
+    config = open_model(target.weights).config
+    longest = min(LONGEST, config.context_length)
+    at_once = _at_once(replace(config, context_length=longest), device)
     model = load_model(
         target.weights,
         device=device,
         threads=threads,
         num_slots=at_once,
-        pass_rows=at_once,
+        pass_rows=at_once,  # twice what a table says, since newcomers bring whole prompts
         output_size=tokenizer.used_size,
-        context_length=min(LONGEST, open_model(target.weights).config.context_length),
+        context_length=longest,
     )
-    longest, frame = model.context_length, Frame.of(tokenizer)
+    frame = Frame.of(tokenizer)
     check_prompts(prompts, tokenizer, longest - LONGEST_REPLY)
     director = Director(tokenizer, frame, prompts)
     for path in shards:
@@ -95,6 +99,14 @@ def gather(
 def list_shards(folder: Path) -> list[Path]:
     """The shards of a folder, oldest first."""
     return sorted(folder.glob("[0-9]*.safetensors"))
+
+
+def _at_once(config: DecoderConfig, device: str) -> int:
+    """How many conversations are in work: on a GPU no more than it has memory for."""
+    if device == "cpu":
+        return AT_ONCE
+    fit = slots_in_half(config, resolve_dtype("auto", device), device)
+    return max(2, min(AT_ONCE_ON_GPU, fit))
 
 
 def _learn(

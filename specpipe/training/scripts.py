@@ -12,7 +12,7 @@ from specpipe.training.openings import OPENINGS, TASKS
 
 _LONGEST_TEXT = 2500  # characters of a text that a task is about
 _SHORTEST_TEXT = 200
-_TEMPERATURES = (0.0, 0.0, 0.0, 0.7, 1.0, 1.0)
+_TEMPERATURES = (0.0, 0.0, 0.7, 1.0, 1.0, 1.0)
 _SENTENCE = re.compile(r"[^\n.!?]{25,300}[.!?]")
 
 

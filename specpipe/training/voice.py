@@ -33,9 +33,12 @@ class Word:
     law_logprobs: NDArray[np.float32]
 
 
-Voice = Callable[[Sequence[Feed], Sequence[float], Sequence[float]], list[Word]]
-"""Feeds a model; says a word at the end of each text, by its temperature (0: the likeliest) and a
-number drawn uniformly from [0, 1)."""
+Words = Callable[[], list[Word]]
+"""Waits for the words that were asked for."""
+
+Voice = Callable[[Sequence[Feed], Sequence[float], Sequence[float]], Words]
+"""Feeds a model; has it say a word at the end of each text, by its temperature (0: the likeliest)
+and a number drawn uniformly from [0, 1)."""
 
 
 def voice_of(model: Decoder) -> Voice:
@@ -45,15 +48,21 @@ def voice_of(model: Decoder) -> Voice:
     return lambda *asked: _say_on_cpu(model, *asked)
 
 
+def works_meanwhile(model: Decoder) -> bool:
+    """Whether a model says its words while the program does something else."""
+    return isinstance(model, CudaDecoder)
+
+
 def _say_on_cpu(
     model: Decoder, feeds: Sequence[Feed], temperatures: Sequence[float], chances: Sequence[float]
-) -> list[Word]:
+) -> Words:
     logits = model.forward_all(feeds)
     assert logits is not None  # nobody interrupts
-    return [
+    words = [
         _word(rows[-1], temperature, chance)
         for rows, temperature, chance in zip(logits, temperatures, chances, strict=True)
     ]
+    return lambda: words
 
 
 def _word(logits: Logits, temperature: float, chance: float) -> Word:
@@ -79,17 +88,30 @@ def _say_on_gpu(
     feeds: Sequence[Feed],
     temperatures: Sequence[float],
     chances: Sequence[float],
-) -> list[Word]:
+) -> Words:
     """The same where the logits are: hundreds of rows of them take longer to fetch than to make."""
     logits = model.last_logits(feeds)
     scores, ids = logits.topk(min(LAW_TOKENS, logits.shape[1]))
     scores = scores - logits.logsumexp(1, keepdim=True)
-    heat, chance = torch.tensor([temperatures, chances]).to(logits.device)[..., None]
+    heat, chance = (
+        torch.tensor([temperatures, chances]).to(logits.device, non_blocking=True)[..., None]
+    )
     # Those at temperature 0 are not drawn, and must not be divided by it.
     sums = (logits / torch.where(heat > 0, heat, 1.0)).softmax(1).cumsum(1)
     drawn = (sums <= chance * sums[:, -1:]).sum(1, keepdim=True).clamp(max=logits.shape[1] - 1)
     drawn = torch.where(heat > 0, drawn, ids[:, :1])
-    said = torch.cat([drawn, ids], 1).cpu().numpy()
-    return [
-        Word(int(row[0]), row[1:], law) for row, law in zip(said, scores.cpu().numpy(), strict=True)
-    ]
+    said = torch.cat([drawn, ids], 1).to("cpu", non_blocking=True)
+    laws = scores.to("cpu", non_blocking=True)
+    there = torch.cuda.current_stream(logits.device).record_event() if logits.is_cuda else None
+
+    def words() -> list[Word]:
+        if there:
+            there.synchronize()
+        return [
+            Word(token, ids, law)
+            for token, ids, law in zip(
+                said[:, 0].tolist(), said[:, 1:].numpy(), laws.numpy(), strict=True
+            )
+        ]
+
+    return words

@@ -14,9 +14,9 @@ from specpipe.models.slots import common_length
 from specpipe.training.frame import Frame
 from specpipe.training.scripts import Script
 from specpipe.training.shards import LAW_TOKENS, Conversation
-from specpipe.training.voice import Word, voice_of
+from specpipe.training.voice import Word, Words, voice_of, works_meanwhile
 
-AT_ONCE, AT_ONCE_ON_GPU = 96, 512
+AT_ONCE, AT_ONCE_ON_GPU = 96, 2048
 """Conversations in work: about as many rows as make a pass bound by arithmetic."""
 
 LONGEST_TURN, LONGEST_REPLY = 320, 256
@@ -37,33 +37,64 @@ def write(
     Yields:
         Conversations in the order in which they end.
     """
-    waiting = list(scripts)[::-1]
-    say, slots = voice_of(model), [model.open() for _ in range(model.num_slots)]
-    at_work: dict[int, _Writing] = {}
-    held: dict[int, list[int]] = {slot: [] for slot in slots}
+    waiting = [_Writing(script, frame, longest) for script in scripts[::-1]]
+    slots = [model.open() for _ in range(model.num_slots)]
+    # Of two tables one is served while the model works for the other.
+    number = 2 if works_meanwhile(model) and len(slots) > 1 else 1
+    tables = [_Table(model, slots[first::number], waiting) for first in range(number)]
     try:
-        while waiting or at_work:
-            for slot in slots:
-                if slot not in at_work and waiting:
-                    at_work[slot] = _Writing(waiting.pop(), frame, longest)
-                    # Many begin with the same words of the template.
-                    beginning = at_work[slot].tokens
-                    model.truncate(slot, common_length(held[slot], beginning[:-1]))
-            feeds = [
-                Feed(slot, each.tokens[model.length(slot) :], 1) for slot, each in at_work.items()
-            ]
-            temperatures = [each.temperature for each in at_work.values()]
-            words = say(feeds, temperatures, [each.chance() for each in at_work.values()])
-            for feed, word in zip(feeds, words, strict=True):
-                writing = at_work[feed.slot]
-                writing.take(word)
-                if writing.ended:
-                    held[feed.slot] = writing.tokens[: model.length(feed.slot)]
-                    del at_work[feed.slot]
-                    yield writing.conversation()
+        for table in tables:
+            table.ask()
+        while any(table.at_work for table in tables):
+            for table in tables:
+                yield from table.hear()
+                table.ask()
     finally:
         for slot in slots:
             model.close(slot)
+
+
+class _Table:
+    """Conversations that go on in the same passes.
+
+    Args:
+        model: the target.
+        slots: open ones of it, a conversation for each.
+        waiting: conversations without a place, the next one last.
+    """
+
+    def __init__(self, model: Decoder, slots: Sequence[int], waiting: "list[_Writing]") -> None:
+        self.at_work: dict[int, _Writing] = {}
+        self._model, self._say, self._waiting = model, voice_of(model), waiting
+        self._held: dict[int, list[int]] = {slot: [] for slot in slots}
+        self._words: Words = list
+
+    def ask(self) -> None:
+        """Begin what there is a place for, and ask for the next word of each."""
+        for slot, held in self._held.items():
+            if slot not in self.at_work and self._waiting:
+                self.at_work[slot] = self._waiting.pop()
+                # Many begin with the same words of the template.
+                beginning = self.at_work[slot].tokens
+                self._model.truncate(slot, common_length(held, beginning[:-1]))
+        if not self.at_work:
+            self._words = list
+            return
+        length = self._model.length
+        feeds = [Feed(slot, each.tokens[length(slot) :], 1) for slot, each in self.at_work.items()]
+        writings = self.at_work.values()
+        self._words = self._say(
+            feeds, [each.temperature for each in writings], [each.chance() for each in writings]
+        )
+
+    def hear(self) -> Iterator[Conversation]:
+        """Wait for the words that were asked for; yields the conversations that they end."""
+        for (slot, writing), word in zip([*self.at_work.items()], self._words(), strict=True):
+            writing.take(word)
+            if writing.ended:
+                self._held[slot] = writing.tokens[: self._model.length(slot)]
+                del self.at_work[slot]
+                yield writing.conversation()
 
 
 class _Writing:

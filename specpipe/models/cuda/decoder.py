@@ -164,6 +164,8 @@ class CudaDecoder(Decoder):
     def last_logits(self, feeds: Sequence[Feed]) -> Tensor:
         """Feed several sequences; the logits after each one's last token stay on the device.
 
+        Nothing here waits for the device: what comes is queued behind what it has to do.
+
         Returns:
             float32[feeds, output_size].
         """
@@ -173,8 +175,9 @@ class CudaDecoder(Decoder):
         for batch in self._chunks(feeds):
             judged = self._pass(batch)
             if judged:
-                places = [order[feed.slot] for feed, _ in judged]
-                found[places] = self._logits[[rows.stop - 1 for _, rows in judged]]
+                pairs = [(order[feed.slot], rows.stop - 1) for feed, rows in judged]
+                places, rows = torch.tensor(pairs).T.to(self._device, non_blocking=True)
+                found[places] = self._logits[rows]
         return found
 
     @torch.inference_mode()
@@ -195,19 +198,22 @@ class CudaDecoder(Decoder):
 
     def _pass(self, batch: Sequence[Feed]) -> list[tuple[Feed, slice]]:
         """Compute one pass, whose logits are left in `_logits`: rows of them for each feed."""
+        tokens: list[int] = []
+        slots: list[int] = []
+        positions: list[int] = []
+        judged = []
+        for feed in batch:
+            start, count = self._lengths.of(feed.slot), len(feed.tokens)
+            tokens += feed.tokens
+            slots += [feed.slot * self.config.context_length] * count
+            positions += range(start, start + count)
+            self._see(feed.tokens)
+            self._lengths.advance(feed.slot, count)
+            if feed.rows:
+                judged.append((feed, slice(len(tokens) - feed.rows, len(tokens))))
         rows = np.zeros((3, self._most_rows), np.int64)
         rows[1] = self._keys.shape[1] - 1  # rows of no use write where nothing is read
-        first, judged = 0, []
-        for feed in batch:
-            start, last = self._lengths.of(feed.slot), first + len(feed.tokens)
-            rows[0, first:last] = feed.tokens
-            rows[1, first:last] = feed.slot * self.config.context_length
-            rows[2, first:last] = range(start, start + last - first)
-            self._see(feed.tokens)
-            self._lengths.advance(feed.slot, last - first)
-            if feed.rows:
-                judged.append((feed, slice(last - feed.rows, last)))
-            first = last
+        rows[:, : len(tokens)] = tokens, slots, positions
         # What is not pinned is copied before this returns, whatever the device still does.
         self._rows.copy_(torch.from_numpy(rows), non_blocking=True)
         self._replay(self._layer_pass)

@@ -124,6 +124,27 @@ def test_batches_are_the_same_whenever_one_begins(target) -> None:
     assert seen[: one.epoch] != seen[one.epoch :], "another order each time"
 
 
+def test_a_batch_has_the_loss_of_its_texts(target) -> None:
+    """Texts lie one behind the other: a law at another's place teaches what nobody says."""
+    network = make_student(open_model(target.weights), (0, 3), tuple(range(200)), 128)
+    chance = np.random.default_rng(3)
+    data = []
+    for length in (5, 3, 9, 4):
+        tokens = chance.integers(0, 264, length).tolist()
+        written = [*(chance.random(length) < 0.7)]
+        written[1 + length % 2] = True
+        laws = [{int(chance.integers(264)): 0.75, 263: 0.25} for _ in range(sum(written))]
+        data.append(conversation(tokens, written, laws))
+    with torch.no_grad():
+        whole, count = Lessons(data, range(200), 264).loss(network, 0)
+        alone = [Lessons([each], range(200), 264).loss(network, 0)[0].item() for each in data]
+    shares = [each.written[1:].sum() for each in data]
+    assert count == 21
+    assert len({round(loss, 3) for loss in alone}) == len(data)
+    close = {"rtol": 5e-3} if has_bfloat16_matrices() else {"rtol": 1e-5}
+    np.testing.assert_allclose(whole.item(), np.average(alone, weights=shares), **close)
+
+
 def test_a_head_covers_what_is_written_most() -> None:
     """And always what ends a text, or a draft would guess on past every end."""
     data = [conversation([0, 7, 7, 5, 5, 5, 3], [False] + [True] * 6, [{1: 1.0}] * 6)]

@@ -133,6 +133,27 @@ def test_the_same_scripts_give_the_same_conversations(
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
+def test_two_tables_write_what_one_writes(target, tokenizer, device, monkeypatch) -> None:
+    """A word that was said at one table and written down at the other would belong to no text."""
+    monkeypatch.setattr(writing, "LONGEST_TURN", 10)
+    monkeypatch.setattr(writing, "LONGEST_REPLY", 20)
+    frame, source = Frame.of(tokenizer), open_model(target.weights)
+    scripts = [Script(frame.header, True, seed % 2 / 2, 1 + seed % 2, seed) for seed in range(9)]
+    config = source.config.narrowed(LONGEST, None, target.weights)
+    two = CudaDecoder(
+        config, DecoderWeights(source), dtype="float32", device=torch.device(device),
+        num_slots=5, rows=5,
+    )  # fmt: skip
+    one = load_model(target.weights, dtype="float32", num_slots=5, context_length=LONGEST)
+    texts = [
+        sorted(tuple(each.tokens.tolist()) for each in write(model, frame, scripts, LONGEST))
+        for model in (two, one)
+    ]
+    assert len(set(texts[1])) == len(scripts)
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
 def test_words_drawn_on_a_gpu_are_those_drawn_on_a_cpu(target, device) -> None:
     """Laws of the wrong rows, or draws from another law, would teach the draft another target."""
     source = open_model(target.weights)
@@ -144,7 +165,7 @@ def test_words_drawn_on_a_gpu_are_those_drawn_on_a_cpu(target, device) -> None:
     judge = load_model(target.weights, dtype="float32", num_slots=3, context_length=LONGEST)
     texts, heat, chances = [[5], [*range(9)], [3, 1, 4]], [0.0, 1.0, 0.5], [0.9, 0.6, 0.999]
     said = [
-        voice_of(each)([Feed(each.open(), text, 1) for text in texts], heat, chances)
+        voice_of(each)([Feed(each.open(), text, 1) for text in texts], heat, chances)()
         for each in (model, judge)
     ]
     for found, expected in zip(*said, strict=True):
@@ -163,7 +184,7 @@ def test_words_are_drawn_by_the_law(target) -> None:
     counts, draws = np.zeros(len(law)), 4000
     for draw in range(draws):
         slot = model.open()
-        (word,) = voice_of(model)([Feed(slot, [5], 1)], [1.0], [(draw + 0.5) / draws])
+        (word,) = voice_of(model)([Feed(slot, [5], 1)], [1.0], [(draw + 0.5) / draws])()
         counts[word.token] += 1
         model.close(slot)
     np.testing.assert_allclose(counts / draws, law, atol=2 / draws + 1e-5)
