@@ -93,9 +93,9 @@ def _say_on_gpu(
     logits = model.last_logits(feeds)
     scores, ids = logits.topk(min(LAW_TOKENS, logits.shape[1]))
     scores = scores - logits.logsumexp(1, keepdim=True)
-    heat, chance = (
-        torch.tensor([temperatures, chances]).to(logits.device, non_blocking=True)[..., None]
-    )
+    heat, chance = torch.tensor([temperatures, chances]).to(logits.device, non_blocking=True)[
+        ..., None
+    ]
     # Those at temperature 0 are not drawn, and must not be divided by it.
     sums = (logits / torch.where(heat > 0, heat, 1.0)).softmax(1).cumsum(1)
     drawn = (sums <= chance * sums[:, -1:]).sum(1, keepdim=True).clamp(max=logits.shape[1] - 1)
