@@ -109,7 +109,7 @@ def _bandwidth(threads: int) -> float:
 
     def product(part: Floats) -> None:
         out = np.empty(BLOCK * LANES, np.float32)
-        multiply(part, panel, LANES, depth, row, depth, 1, out, len(out), BLOCK)
+        multiply(part, panel, LANES, depth, row, depth, 1, out, len(out), BLOCK, 1)
 
     parts = np.array_split(block, threads)
     with ThreadPoolExecutor(threads) as pool:

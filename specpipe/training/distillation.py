@@ -45,7 +45,8 @@ from specpipe.training.work_folder import open_work
 from specpipe.training.worth import expect, time_pair
 from specpipe.training.writing import AT_ONCE
 
-_WRITING, _LEARNING = 0.55, 0.4  # shares of the time: more text helps more than more steps
+_WRITING, _LEARNING = 0.5, 0.45  # shares of the time: more text helps more than more steps
+_DECAY = 0.38  # share of learning in which the rate falls, and acceptance is what is learned for
 _STEPS_A_PASS = 4.5  # by the bytes that they read: in time 6 to 7, since a draft's stay in caches
 _HELD_OUT = 48  # conversations: enough to see a curve
 _LOOK_EVERY, _LOOK_EVERY_ON_GPU = 50, 1000  # steps
@@ -191,13 +192,13 @@ class Distillation:
         seconds = self.recipe.hours * 3600 * _LEARNING
         training = Training(
             network.to(device),
-            Schedule(None, seconds, self.recipe.learning_rate, shape="linear"),
+            Schedule(None, seconds, self.recipe.learning_rate, shape="linear", decay=_DECAY),
             self._checkpoint,
             slower=("head.",),
             every=_LOOK_EVERY if device == "cpu" else _LOOK_EVERY_ON_GPU,
         )
         training.run(
-            partial(lessons.loss, network),
+            lambda number: lessons.loss(network, number, by_acceptance=training.slows_down),
             partial(unseen.mean_loss, network),
             partial(self._told, "learning"),
         )

@@ -1,13 +1,14 @@
 """The second stage of a distillation: the draft learns its target's law.
 
 The loss is the cross-entropy of the draft's law under the target's, over its likeliest tokens: but
-for a constant the forward Kullback-Leibler divergence (Hinton et al., arXiv:1503.02531). At
-temperature 1 the chance that a guess is accepted is bounded by the distance of the two laws.
+for a constant the forward Kullback-Leibler divergence (Hinton et al., arXiv:1503.02531). It weighs
+what the draft will never get right as much as what it can: so towards the end the chance that a
+guess is accepted takes its place, the more the higher that is (Samarin et al., arXiv:2602.23881).
 
 Weights are float32; matrices are multiplied in bfloat16 where the processor can.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from specpipe.training.network import Network
 from specpipe.training.shards import Conversation
 from specpipe.training.student import places_of
 
+_TRUST = 3.0  # in the acceptance that a draft has so far
 _TOKENS_AT_ONCE, _TOKENS_AT_ONCE_ON_GPU = 2048, 16384  # of a batch, padding included
 
 
@@ -75,21 +77,26 @@ class Lessons:
         """How many batches take each conversation once."""
         return len(self._batches)
 
-    def loss(self, network: Network, number: int) -> tuple[Tensor, int]:
+    def loss(
+        self, network: Network, number: int, *, by_acceptance: bool = False
+    ) -> tuple[Tensor, int]:
         """The mean loss of a batch, and the tokens in it."""
         epoch, index = divmod(number, self.epoch)
         if self._order[0] != epoch:
             shuffled = np.random.default_rng((self._seed, epoch)).permutation(self.epoch)
             self._order = (epoch, shuffled)
-        return self._loss(network, self._batches[int(self._order[1][index])])
+        batch = self._batches[int(self._order[1][index])]
+        return self._loss(network, batch, acceptance_loss if by_acceptance else cross_entropy)
 
     def mean_loss(self, network: Network) -> float:
-        """The mean loss of all batches."""
-        losses = [self._loss(network, batch) for batch in self._batches]
+        """The mean cross-entropy of all batches."""
+        losses = [self._loss(network, batch, cross_entropy) for batch in self._batches]
         total = sum(tokens for _, tokens in losses)
         return sum(loss.item() * tokens for loss, tokens in losses) / total
 
-    def _loss(self, network: Network, batch: range) -> tuple[Tensor, int]:
+    def _loss(
+        self, network: Network, batch: range, compare: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, int]:
         starts = self._starts[batch.start : batch.stop + 1]
         longest = int(np.diff(starts).max())
         # Behind a text stands the next one, which nothing in it looks at.
@@ -102,7 +109,7 @@ class Lessons:
         chances = self._logprobs[laws].float().exp() * (places >= 0)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._mixed):
             logits = network.logits(network(tokens.long()).flatten(0, 1)[at])
-        loss = cross_entropy(logits.float(), places.clamp(min=0), chances)
+        loss = compare(logits.float(), places.clamp(min=0), chances)
         return loss, int(starts[-1] - starts[0])
 
     def _tensor(self, parts: Sequence[NDArray[Any]]) -> Tensor:
@@ -129,6 +136,19 @@ def cross_entropy(logits: Tensor, places: Tensor, chances: Tensor) -> Tensor:
     mass = chances.sum(1)
     loss: Tensor = mass * logits.logsumexp(1) - (chances * likely).sum(1)
     return loss.mean()
+
+
+def acceptance_loss(logits: Tensor, places: Tensor, chances: Tensor) -> Tensor:
+    """The cross-entropy, and the chance that a guess is refused, which is what counts.
+
+    The latter alone, 1 - sum min(p, q), says little to a draft that is far off; so its share grows
+    with the chance a that a guess is accepted, as 1 - exp(-3 a): "LK losses" (Samarin et al.,
+    arXiv:2602.23881). Arguments as `cross_entropy`.
+    """
+    ours = (logits.gather(1, places) - logits.logsumexp(1, keepdim=True)).exp()
+    accepted = torch.minimum(ours, chances).sum(1).mean()
+    share = (-_TRUST * accepted.detach()).exp()
+    return share * cross_entropy(logits, places, chances) + (1 - share) * (1 - accepted)
 
 
 def _bundled(lengths: Sequence[int], most: int) -> list[range]:

@@ -176,6 +176,11 @@ class Training:
             self._look(held_out)
         self.save()
 
+    @property
+    def slows_down(self) -> bool:
+        """Whether the rate of a linear schedule falls already."""
+        return 1 - self.schedule.share(self.step, self.curve.seconds) < self.schedule.decay
+
     def save(self) -> None:
         """Write the checkpoint.
 

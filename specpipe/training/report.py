@@ -88,7 +88,9 @@ def _page(findings: Findings) -> str:
         f"{findings.target} wrote {findings.conversations} conversations, {findings.written:,} "
         f"tokens with its law. The draft has {findings.parameters / 1e6:.1f} million parameters of "
         f"its own and saw {findings.curve.tokens:,} tokens in {findings.curve.seconds / 60:.0f} "
-        f"minutes. Its head covers {findings.coverage:.1%} of what the target writes.",
+        f"minutes. Its head covers {findings.coverage:.1%} of what the target writes. Where the "
+        "curve of what is learned drops, the chance of being accepted takes the place of the "
+        "cross-entropy; that of what is held out is the cross-entropy throughout.",
         *(_judged(each, temperature) for temperature, each in findings.judgements.items()),
         "## What to expect",
         _expected(findings),

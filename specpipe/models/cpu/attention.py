@@ -18,6 +18,9 @@ from specpipe.models.cpu.state import Buffers, Cache, Floats, Shape
 from specpipe.models.cpu.tile import BLOCK, MANY_ROWS
 
 _LANES: Any = np.int64(LANES)  # a number to numba, and no type for which to compile again
+# From half a tile on it's faster to take half as many panels: strides that differ from layer to
+# layer want registers, too.
+_FEW_QUERIES = MANY_ROWS // 2 - 1
 
 
 @compiled
@@ -140,7 +143,7 @@ def _attend_tile(
     scores = b.scores[part * MANY_ROWS * row :]
     multiply(
         cache.keys[place * shape.context * dim :], dim * _LANES, _LANES, dim,
-        b.queries[queries_at + query * dim :], dim, together, scores, row, panels,
+        b.queries[queries_at + query * dim :], dim, together, scores, row, panels, _FEW_QUERIES,
     )  # fmt: skip
     scale = np.empty(MANY_ROWS, np.float32)
     for i in range(together):
@@ -150,7 +153,7 @@ def _attend_tile(
     attended = b.attended[part * MANY_ROWS * head :]
     multiply(
         cache.values[place * shape.context * head :], _LANES, head, length,
-        scores, row, together, attended, head, head // LANES,
+        scores, row, together, attended, head, head // LANES, _FEW_QUERIES,
     )  # fmt: skip
     for i in range(together):
         line = b.mixed[first_row + (query + i) // group]

@@ -46,6 +46,7 @@ def multiply(
     out: Any,
     out_row: int,
     panels: int,
+    few_rows: int,
 ) -> None:
     """Multiply panels by rows.
 
@@ -63,8 +64,9 @@ def multiply(
         out: results, flat.
         out_row: elements from a row to the next.
         panels: how many, a multiple of BLOCK.
+        few_rows: up to so many of them, at most FEW_ROWS, reading takes the time.
     """
-    if rows <= FEW_ROWS:
+    if rows <= few_rows:
         for panel in range(0, panels, FEW_PANELS):
             few_rows_tile(
                 w, panel * w_panel, w_panel, w_step, depth,
@@ -111,7 +113,7 @@ def _multiply_numbers(
     """
     size = depth * LANES
     if rows <= 2 * MANY_ROWS or w.dtype == scratch.dtype:
-        multiply(w, size, LANES, depth, x, x_row, rows, out, out_row, panels)
+        multiply(w, size, LANES, depth, x, x_row, rows, out, out_row, panels, FEW_ROWS)
         return
     for panel in range(0, panels, MANY_PANELS):
         for i in range(MANY_PANELS * depth):

@@ -15,7 +15,12 @@ from specpipe.policy_comparison import LEAST_TOKENS
 from specpipe.prompts import Question
 from specpipe.training import distillation, gathering, worth
 from specpipe.training.distillation import Distillation, Recipe, worthwhile_layers
-from specpipe.training.distilling import Lessons, cross_entropy, has_bfloat16_matrices
+from specpipe.training.distilling import (
+    Lessons,
+    acceptance_loss,
+    cross_entropy,
+    has_bfloat16_matrices,
+)
 from specpipe.training.optimising import Schedule
 from specpipe.training.shards import LAW_TOKENS, Conversation
 from specpipe.training.student import coverage, head_ids, make_student, usual_layers
@@ -69,6 +74,25 @@ def test_the_loss_is_the_cross_entropy_of_the_laws() -> None:
     first = -(0.6 * logq[0, 2] + 0.3 * logq[0, 0])
     expected = (first - logq[1, 1]) / 2
     torch.testing.assert_close(cross_entropy(logits, places, chances), expected)
+
+
+def test_the_chance_of_acceptance_is_learned_for() -> None:
+    """By hand: sum min(p, q), what the head doesn't cover being refused, and its share."""
+    logits = torch.tensor([[0.0, 1.0, 2.0], [1.0, 0.0, 0.0]])
+    places, chances = torch.tensor([[2, 0], [1, 0]]), torch.tensor([[0.6, 0.3], [1.0, 0.0]])
+    q = logits.softmax(-1)
+    accepted = (min(0.6, q[0, 2]) + min(0.3, q[0, 0]) + q[1, 1]) / 2
+    share = torch.exp(-3 * accepted)
+    expected = share * cross_entropy(logits, places, chances) + (1 - share) * (1 - accepted)
+    torch.testing.assert_close(acceptance_loss(logits, places, chances), expected)
+    # A draft that knows one of two likely tokens better gains by giving up the other.
+    laws = torch.tensor([[0.5, 0.5]])
+    sure = torch.tensor([[0.0, -4.0]], requires_grad=True)
+    acceptance_loss(sure, torch.tensor([[0, 1]]), laws).backward()
+    steep = sure.grad[0, 1].item()
+    sure.grad = None
+    cross_entropy(sure, torch.tensor([[0, 1]]), laws).backward()
+    assert abs(steep) < abs(sure.grad[0, 1].item()), "the unlikely one pulls less"
 
 
 def test_a_draft_learns_what_follows_and_not_what_stands_there(target) -> None:
@@ -169,14 +193,22 @@ def test_the_usual_size_is_a_sixth_of_the_target(smollm2) -> None:
     assert worthwhile_layers(config, 49152) == 2, "a large head leaves no room for layers"
 
 
-def test_a_draft_is_made_run_and_reported(target, small, by_steps, tmp_path) -> None:
+def test_a_draft_is_made_run_and_reported(target, small, by_steps, tmp_path, monkeypatch) -> None:
     """The whole way: what is installed must be what was trained, and be found by its target."""
-    stages = []
+    stages, late = [], []
+    plain = Lessons.loss
+
+    def watched(self, network, number, *, by_acceptance=False):
+        late.append(by_acceptance)
+        return plain(self, network, number, by_acceptance=by_acceptance)
+
+    monkeypatch.setattr(Lessons, "loss", watched)
     folder = tmp_path / "draft"
     findings = distil(target, folder, lambda *line: stages.append(line[0])).run()
     assert list(dict.fromkeys(stages)) == ["writing", "learning", "judging"]
     held_out = [loss for _, loss in findings.curve.held_out]
     assert held_out[-1] < held_out[0] - 0.1, "it learns"
+    assert late == [step >= 38 for step in range(60)], "for acceptance as the rate falls"
     assert not (tmp_path / ".distill-draft").exists(), "nothing is left of the work"
     names = {path.name for path in (tmp_path / "draft").iterdir()}
     assert names == {
