@@ -285,7 +285,7 @@ class Coordinator:
             self._finish(sequence, "error", cause)
             return
         decided = decide(sequence, event, self._left(sequence))
-        self._observation.verdict(sequence, event.accepted, self._scheduler.current, self._now)
+        self._observation.verdict(sequence, event, self._now)
         sequence.target_length = len(sequence.committed) + event.accepted
         self._commit(sequence, decided)
         sequence.handover = bool(sequence.waiting)

@@ -32,9 +32,17 @@ class Unlearned:
         """See Policy."""
         raise NotImplementedError
 
-    def decide_all(self, situations: Sequence[Situation]) -> list[Decision]:
+    def decide_all(self, situations: Sequence[Situation], spare: float = 0.0) -> list[Decision]:
         """See Policy."""
         return [self.decide(situation) for situation in situations]
+
+    def alternates(self, sequences: int) -> bool:
+        """See Policy."""
+        return False
+
+    def spare(self, rows: int, age: float) -> float:
+        """See Policy."""
+        return 0.0
 
 
 class TakeAll(Unlearned):

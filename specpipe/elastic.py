@@ -168,7 +168,7 @@ class Elastic:
             return Decision(self._free_block(chances))
         return self._best(self._rule, situation, chances)
 
-    def decide_all(self, situations: Sequence[Situation]) -> list[Decision]:
+    def decide_all(self, situations: Sequence[Situation], spare: float = 0.0) -> list[Decision]:
         """See Policy."""
         if len(situations) == 1:
             return [self.decide(situations[0])]
@@ -176,7 +176,15 @@ class Elastic:
             self._chances(each, min(len(each.confidences), each.largest_block))
             for each in situations
         ]
-        return self._sharing.decide(situations, chances)
+        return self._sharing.decide(situations, chances, spare)
+
+    def alternates(self, sequences: int) -> bool:
+        """See Policy."""
+        return self._sharing.alternates(sequences)
+
+    def spare(self, rows: int, age: float) -> float:
+        """See Policy."""
+        return self._sharing.spare(rows, age)
 
     def _free_block(self, chances: list[float]) -> int:
         """How many waiting tokens to send where all guesses are free and made at once.

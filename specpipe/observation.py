@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from specpipe.messages import Block
+from specpipe.messages import Block, Verdict
 from specpipe.policy import Judged, Observer, Verified
-from specpipe.scheduler import Pass
 from specpipe.sequence import SequenceState
 
 
@@ -34,22 +33,24 @@ class Observation:
                     observer.restarted(seconds, pace.given_up)
         pace.since, pace.cut_age, pace.fresh, pace.known = now, None, False, True
 
-    def verdict(self, sequence: SequenceState, accepted: int, made: Pass, now: float) -> None:
+    def verdict(self, sequence: SequenceState, verdict: Verdict, now: float) -> None:
         """A verdict came: tell how long it took, unless the target had to read other tokens too."""
-        guesses, sent_at = len(sequence.in_flight), sequence.sent_at
-        if made.reads:
+        guesses, made = len(sequence.in_flight), sequence.sent_in
+        if made is None or made.reads:
             return
         by_model = (i for i, guess in enumerate(sequence.in_flight) if guess.source == "model")
         verification = Verified(
             sequence.request,
             guesses,
-            accepted,
-            now - sent_at,
+            verdict.accepted,
+            now - made.begun,
             sequence.sent_alone,
             sequence.waited,
             next(by_model, guesses),
             made.sequences,
             made.rows,
+            made.queued,
+            verdict.ended - verdict.begun,
         )
         for observer in self._observers:
             observer.verified(verification)

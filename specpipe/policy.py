@@ -84,11 +84,13 @@ class Verified(NamedTuple):
         request: whose.
         guesses: drafted tokens in the block; the forward pass had one row more.
         accepted: how many of them stand.
-        seconds: from sending the block to the verdict's arrival.
+        seconds: from the pass's beginning (see Pass) to the verdict's arrival.
         alone: whether no model of a draft worked all the while.
         waited: seconds for which the target idled before, since its last verdict.
         free: how many of the guesses came before the first that a model made.
         sequences: that shared the forward pass; `rows`: of all of them. Each is told of.
+        queued: the target was still at another pass when this one was sent.
+        worked: seconds for which the target worked, as it says itself.
     """
 
     request: int
@@ -100,6 +102,8 @@ class Verified(NamedTuple):
     free: int = 0
     sequences: int = 1
     rows: int = 0
+    queued: bool = False
+    worked: float = 0.0
 
 
 class Observer(Protocol):
@@ -133,8 +137,21 @@ class Policy(Observer, Protocol):
     def decide(self, situation: Situation) -> Decision:
         """What to do about a sequence if it is the only one; the target is idle."""
 
-    def decide_all(self, situations: Sequence[Situation]) -> list[Decision]:
+    def decide_all(self, situations: Sequence[Situation], spare: float = 0.0) -> list[Decision]:
         """What to do about each of the sequences that can take part in the target's next pass.
 
         The pass begins without those that wait; if all do, it doesn't.
+
+        Args:
+            situations: theirs.
+            spare: seconds for which waiting costs nothing: the target is at another pass.
         """
+
+    def alternates(self, sequences: int) -> bool:
+        """Whether so many sequences go in two halves: one is prepared while the other is judged.
+
+        So the target has its next pass before it has ended one.
+        """
+
+    def spare(self, rows: int, age: float) -> float:
+        """Seconds until the next pass should be sent, if one of so many rows is so old."""

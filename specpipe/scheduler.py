@@ -1,36 +1,22 @@
 """What follows from the state: who gets a slot, what the target does next, what drafts are told.
 
 The target makes one forward pass at a time, for all sequences that have something for it: blocks to
-be judged, and prompts to be read. The coordinator tells this module what happened; it has the last
+be judged, and prompts to be read. Or it gets its next one, for the others, while it is at one, if
+the policy wants it so. The coordinator tells this module what happened; it has the last
 word on nothing but time, so that no decision of it can change what is written.
 """
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 from specpipe.events import Command, Send, StartTimer
 from specpipe.messages import Role, ToDraft, ToTarget
 from specpipe.policy import Decision, Policy
 from specpipe.sequence import DraftState, SequenceState
-from specpipe.worker_state import WorkerState
+from specpipe.worker_state import Pass, WorkerState
 
 _READING_SHARE = 8
 """While others write, prompts are read in parts so many times smaller: nobody is to be stalled."""
-
-
-class Pass(NamedTuple):
-    """A forward pass of the target.
-
-    Attributes:
-        sequences: that take part.
-        rows: tokens that are fed in all.
-        reads: whether some are fed to be read, and not because they are judged.
-    """
-
-    sequences: int = 0
-    rows: int = 0
-    reads: bool = False
 
 
 class Scheduler:
@@ -40,9 +26,6 @@ class Scheduler:
         workers: what is known of them.
         policy: decides when to verify, and how much; may be replaced at any time.
         lookahead, prefill_chunk, wait_timeout_s, taking_turns: see Coordinator.
-
-    Attributes:
-        current: the latest pass.
     """
 
     def __init__(
@@ -56,7 +39,6 @@ class Scheduler:
         taking_turns: bool,
     ) -> None:
         self.policy = policy
-        self.current = Pass()
         self._workers = workers
         self._lookahead = lookahead
         self._prefill_chunk = prefill_chunk
@@ -64,6 +46,7 @@ class Scheduler:
         self._taking_turns = taking_turns
         self._queue: OrderedDict[int, SequenceState] = OrderedDict()
         self._running: dict[int, SequenceState] = {}  # the target gave them a slot, perhaps lately
+        self._passes: list[Pass] = []  # on their way, in order
         self._last_id = 0
         self._now = 0.0
         self._commands: list[Command] = []
@@ -107,8 +90,10 @@ class Scheduler:
         """All that is to be done at the time `now`, after something happened."""
         self._now, self._commands = now, []
         self._admit()
-        if not self._target_works:
-            self._begin_pass()
+        self._settle_passes()
+        if self._may_begin:
+            while self._begin_pass() and self._may_begin:
+                pass
             for sequence in self._running.values():
                 if sequence.followed:
                     self._inform_draft(sequence)
@@ -137,29 +122,73 @@ class Scheduler:
 
     # -- the target
 
-    def _begin_pass(self) -> None:
-        """Let the target go to work, or wait for the draft."""
+    def _settle_passes(self) -> None:
+        """Forget passes that are over, and note that the next one has begun."""
+        first = self._passes[:1]
+        going = {sequence.sent_in for sequence in self._running.values() if sequence.extend}
+        self._passes = [each for each in self._passes if each in going]
+        if self._passes and self._passes[:1] != first:
+            self._passes[0].begun = self._now
+
+    @property
+    def _may_begin(self) -> bool:
+        """Whether the target is to be given another pass, if there is one for it."""
+        if not self._passes:
+            return not self._target_works
+        if len(self._passes) > 1 or not self.policy.alternates(len(self._running)):
+            return False
+        (made,) = self._passes
+        unanswered = (each for each in self._running.values() if each.extend)
+        # Answers to one pass come one after the other: all are heard first.
+        return sum(each.sent_in is made for each in unanswered) == made.sequences
+
+    def _begin_pass(self) -> bool:
+        """Let the target go to work, or wait for the draft; whether it has got a pass."""
         held = self._workers["target"].held
-        ready = [sequence for sequence in self._running.values() if sequence.request in held]
+        ready = [
+            sequence
+            for sequence in self._running.values()
+            if sequence.request in held and not sequence.extend
+        ]
         reading = [sequence for sequence in ready if self._taking_turns and sequence.reading]
         if reading:
             self._wait(reading)
-            return
+            return False
+        if self.policy.alternates(len(self._running)):
+            ready = ready[: (len(self._running) + 1) // 2]
         ready, parts = self._share_reading(ready)
-        blocks, late = self._choose_blocks(ready)
+        spare = self._spare()
+        blocks, late = self._choose_blocks(ready, spare)
         if late:
             self._wait(late)
+            if spare > 0:
+                self._hurry(late[0], spare)
             if self._taking_turns or not (blocks or parts) or any(map(self._owes_word, late)):
-                return
+                return False
         if blocks or parts:
             self._send_pass(blocks, parts)
+        return bool(blocks or parts)
+
+    def _spare(self) -> float:
+        """Seconds for which the next pass need not be sent."""
+        if not self._passes:
+            return 0.0
+        made = self._passes[0]
+        return self.policy.spare(made.rows, self._now - made.begun)
+
+    def _hurry(self, sequence: SequenceState, seconds: float) -> None:
+        """Have the next pass sent before the one that the target is at has ended."""
+        made = self._passes[0]
+        if not made.hurried:
+            made.hurried = True
+            self._commands.append(StartTimer(sequence.request, self._next_id(), seconds))
 
     def _share_reading(
         self, sequences: Iterable[SequenceState]
     ) -> tuple[list[SequenceState], list[tuple[SequenceState, int]]]:
         """Who can be judged in this pass, and who only reads on, how many tokens each."""
         sequences, ready, parts = list(sequences), [], []
-        writing = any(sequence.behind == 0 for sequence in sequences)
+        writing = any(sequence.behind == 0 for sequence in self._running.values())
         room = max(1, self._prefill_chunk // _READING_SHARE) if writing else self._prefill_chunk
         for sequence in sequences:
             if sequence.behind <= room:
@@ -171,7 +200,7 @@ class Scheduler:
         return ready, parts
 
     def _choose_blocks(
-        self, sequences: list[SequenceState]
+        self, sequences: list[SequenceState], spare: float
     ) -> tuple[list[tuple[SequenceState, Decision]], list[SequenceState]]:
         """Whose block can go into a pass, and what was decided about it; who waits for the draft.
 
@@ -185,7 +214,7 @@ class Scheduler:
             for sequence in sequences
         ]
         blocks, late = [], []
-        decisions = self.policy.decide_all(situations) if situations else []
+        decisions = self.policy.decide_all(situations, spare) if situations else []
         for sequence, situation, decision in zip(sequences, situations, decisions, strict=True):
             if decision.send is None or (situation.may_wait and self._owes_word(sequence)):
                 sequence.pause(decision.ahead)
@@ -200,21 +229,23 @@ class Scheduler:
         for sequence, decision in blocks:
             sequence.pause(decision.ahead)
         rests = all(map(self._rests, self._running.values()))
-        left, rows, reads = len(blocks) + len(parts), 0, bool(parts)
+        left = len(blocks) + len(parts)
+        made = Pass(left, 0, bool(parts), bool(self._passes), self._now)
+        self._passes.append(made)
         for sequence, decision in blocks:
             left -= 1
-            reads |= sequence.behind > 0
+            made.reads |= sequence.behind > 0
             assert decision.send is not None
             extend = sequence.verify(self._next_id(), decision.send, more=left > 0)
-            rows += len(extend.tokens)
+            made.rows += len(extend.tokens)
             self._commands.append(self._to("target", extend))
-            sequence.note_sending(self._now, rests=rests)
+            sequence.note_sending(made, self._now, rests=rests)
         for sequence, count in parts:
             left -= 1
             extend = sequence.prefill(self._next_id(), count, more=left > 0)
-            rows += len(extend.tokens)
+            sequence.sent_in = made
+            made.rows += len(extend.tokens)
             self._commands.append(self._to("target", extend))
-        self.current = Pass(len(blocks) + len(parts), rows, reads)
 
     def _wait(self, sequences: list[SequenceState]) -> None:
         """Let these sequences wait until the draft says something, but not for ever."""

@@ -16,6 +16,7 @@ from specpipe.metrics import RequestMetrics, Source
 from specpipe.policy import Judged, Situation
 from specpipe.sampling import GuessLaw, Sampling
 from specpipe.stopping import StopRule
+from specpipe.worker_state import Pass
 
 MOST_LOSSES = 3
 """How often in a row a worker may be lost over a request before it is tried no more with it."""
@@ -110,8 +111,9 @@ class SequenceState:
         word_due: the serial at which the draft had to begin anew, if it has not said yet what it
             is about; a draft that can guess at no cost does so in a fraction of a millisecond.
         run: how many guesses were taken since the draft last began anew.
-        sent_at: when the extend was sent; `sent_alone`: whether no model of a draft worked then;
-            `waited`: for how long the target had idled, which it did since `idle_since`.
+        sent_in: the pass that the latest extend is for; `sent_alone`: whether no model of a draft
+            worked when it was sent; `waited`: for how long the target had idled, if it was not at
+            another pass, which it did since `idle_since`.
     """
 
     request: int
@@ -139,7 +141,7 @@ class SequenceState:
     pause_at: int | None = None
     pace: Pace = field(default_factory=Pace)
     run: int = 0
-    sent_at: float = 0.0
+    sent_in: Pass | None = None
     sent_alone: bool = False
     waited: float = 0.0
     idle_since: float | None = None
@@ -318,14 +320,15 @@ class SequenceState:
         tokens, committed = tuple(self.chain()), len(self.committed)
         return Open(self.request, self.serial, tokens, committed, *limits, self.sampling)
 
-    def note_sending(self, now: float, *, rests: bool) -> None:
-        """A block is on its way; whether the draft's model rests meanwhile.
+    def note_sending(self, made: Pass, now: float, *, rests: bool) -> None:
+        """A block is on its way, for this pass; whether the draft's model rests meanwhile.
 
         A pass over guesses that the model made is none of a target alone, though the model be done.
         """
         by_model = any(guess.source == "model" for guess in self.in_flight)
-        self.sent_at, self.sent_alone = now, rests and not by_model
-        self.waited = 0.0 if self.idle_since is None else now - self.idle_since
+        self.sent_in, self.sent_alone = made, rests and not by_model
+        idled = not made.queued and self.idle_since is not None
+        self.waited = now - (self.idle_since or 0.0) if idled else 0.0
 
     def verify(self, extend_id: int, count: int, *, more: bool = False) -> Extend:
         """Send the first `count` waiting tokens, after whatever the target's cache still lacks.

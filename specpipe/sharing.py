@@ -8,6 +8,11 @@ taken in the order of that chance, as long as tokens per second rise:
 
     (sequences + sum of chances) / (seconds between passes + T(rows)).
 
+Between two passes lies what draft, coordinator and channels do. Many sequences can spare that: in
+two halves, of which one is prepared while the other is judged, so that the target never waits. Two
+passes of half as many rows take longer than one of all, so it is tried where it can be expected to
+be better, too.
+
 The draft's model runs ahead for each as far as an unknown guess would still be worth its row. But
 it takes memory bandwidth, or cores, from the target. Whether it brings more than that is not
 computed but tried: now and then, ever more rarely while the answer stays the same, it rests for
@@ -24,27 +29,29 @@ from specpipe.policy import Decision, Situation, Verified
 
 _MOST_GUESSES = 64  # in a pass
 _MOST_AHEAD = 16
+_LEAST_TO_HALVE = 4  # sequences
+_LOOK_EVERY = 64  # verdicts, to see whether halves are better
 _UNKNOWN = 2  # guesses a block, and ahead of it, as long as no pass was measured
 _TRIAL = 16  # passes
 _FIRST, _LONGEST = 64, 1024  # passes from one trial to the next
 
 
 class _Trials:
-    """Whether the model works or rests: what wrote more when it was last tried.
+    """One way to do it, or the other: what wrote more when it was last tried.
 
     Attributes:
-        works: for now.
+        now: the way that is gone.
     """
 
-    def __init__(self) -> None:
-        self.works = True
+    def __init__(self, *, now: bool) -> None:
+        self.now = now
         self._trying = False
         self._left, self._pause = _FIRST, _FIRST
         self._gains = {True: Rate(0.98), False: Rate(0.98)}
 
     def note(self, gain: float, seconds: float) -> None:
         """So many seconds of a pass brought what takes `gain` seconds without guesses."""
-        self._gains[self.works].add(gain, seconds)
+        self._gains[self.now].add(gain, seconds)
 
     def note_pass(self) -> None:
         """Another pass begins."""
@@ -52,15 +59,15 @@ class _Trials:
         if self._left > 0:
             return
         if not self._trying:
-            self.works, self._trying, self._left = not self.works, True, _TRIAL
-            self._gains[self.works] = Rate(0.98)
+            self.now, self._trying, self._left = not self.now, True, _TRIAL
+            self._gains[self.now] = Rate(0.98)
             return
         self._trying = False
-        tried, usual = self._gains[self.works].value, self._gains[not self.works].value
+        tried, usual = self._gains[self.now].value, self._gains[not self.now].value
         if tried is not None and usual is not None and tried > usual:
             self._pause = _FIRST
         else:
-            self.works, self._pause = not self.works, min(2 * self._pause, _LONGEST)
+            self.now, self._pause = not self.now, min(2 * self._pause, _LONGEST)
         self._left = self._pause
 
 
@@ -71,45 +78,86 @@ class Sharing:
         costs: what is known of guesses and of the draft, kept by others.
 
     Attributes:
-        passes: seconds of passes of several sequences, by their rows.
+        passes: seconds for which the target works at several sequences, by their rows.
     """
 
     def __init__(self, costs: Costs) -> None:
         self._costs = costs
         self.passes = PassTimes()
         self._gap = Average(0.98)
-        self._trials = _Trials()
+        self._rows = Average(0.98)  # of a sequence in a pass
+        self._halves: dict[int, bool] = {}  # whether they can be expected to be better
+        self._in_halves: bool | None = None  # None: out of the question
+        self._unlooked = 0
+        self._working, self._halving = _Trials(now=True), _Trials(now=True)
         self._plain = 0.0  # seconds of a token in the latest pass, had it had no guesses
 
     def note(self, verification: Verified) -> None:
         """A verdict on one of several sequences came."""
         count = verification.sequences
-        self.passes.note(verification.rows, verification.seconds)
-        self._gap.add(verification.waited)
-        spent = (verification.waited + verification.seconds) / count
-        self._trials.note((verification.accepted + 1) * self._plain, spent)
+        seconds = verification.waited + verification.seconds
+        worked = min(verification.worked or seconds, seconds)
+        self.passes.note(verification.rows, worked)
+        self._rows.add(verification.rows / count)
+        if not verification.queued:
+            self._gap.add(seconds - worked)
+        self._unlooked += 1
+        if self._unlooked >= _LOOK_EVERY:
+            self._unlooked, self._halves = 0, {}
+        gain = (verification.accepted + 1) * self._plain
+        self._working.note(gain, seconds / count)
+        if self._in_halves is not None:
+            self._halving.note(gain, seconds / count)
+
+    def alternates(self, sequences: int) -> bool:
+        """See Policy."""
+        self._in_halves = None
+        if sequences < _LEAST_TO_HALVE or not self.passes.seen:
+            return False
+        if sequences not in self._halves:
+            rows = round(sequences * self._rows.value)
+            times = self.passes.table(rows)
+            halves = times[rows // 2] + times[rows - rows // 2]
+            self._halves[sequences] = halves < self._gap.value + times[rows]
+        if self._halves[sequences]:
+            self._in_halves = self._halving.now
+        return bool(self._in_halves)
+
+    def spare(self, rows: int, age: float) -> float:
+        """See Policy."""
+        return self.passes.table(rows)[rows] - age - self._gap.value
 
     def decide(
-        self, situations: Sequence[Situation], chances: Sequence[Sequence[float]]
+        self,
+        situations: Sequence[Situation],
+        chances: Sequence[Sequence[float]],
+        spare: float = 0.0,
     ) -> list[Decision]:
         """What to do about each sequence.
 
         Args:
             situations: of all that can take part.
             chances: of the waiting tokens of each that may be sent, those before being right.
+            spare: see Policy.
         """
         count = len(situations)
         if not self.passes.seen:
             return [Decision(min(len(each), _UNKNOWN), _UNKNOWN) for each in chances]
         times = self.passes.table(count + _MOST_GUESSES + count)
         self._plain = times[count] / count
-        blocks, expected = best_blocks(chances, times, self._gap.value)
+        gap = 0.0 if self._in_halves else self._gap.value
+        blocks, expected = best_blocks(chances, times, gap)
         rows = count + sum(blocks)
-        rate = expected / (self._gap.value + times[rows])
+        rate = expected / (gap + times[rows])
         row_cost = (times[rows + count] - times[rows]) / count
-        self._trials.note_pass()
         useful = self._useful(rate * row_cost)
-        if not self._trials.works:
+        lacks = (each.may_wait and len(each.confidences) < useful for each in situations)
+        if spare > 0 and self._working.now and any(lacks):
+            return [Decision(None, useful)] * count
+        self._working.note_pass()
+        if self._in_halves is not None:
+            self._halving.note_pass()
+        if not self._working.now:
             return [Decision(sent, 0) for sent in blocks]
         if self._is_worth_waiting(situations, rate, row_cost):
             return [Decision(None, useful)] * count

@@ -1,9 +1,30 @@
-"""What the coordinator knows of a worker."""
+"""What the coordinator knows of a worker, and of what the target is at."""
 
 from dataclasses import dataclass, field
 
 from specpipe.messages import Ready
 from specpipe.metrics import Source
+
+
+@dataclass(slots=True, eq=False)
+class Pass:
+    """A forward pass that the target was told to make.
+
+    Attributes:
+        sequences: that take part.
+        rows: tokens that are fed in all.
+        reads: whether some are fed to be read, and not because they are judged.
+        queued: whether the target was still at another one when this was sent.
+        begun: when it was sent or, if it was queued, when the other one was over.
+        hurried: whether a timer runs that ends all waiting for guesses for the next one.
+    """
+
+    sequences: int
+    rows: int
+    reads: bool
+    queued: bool
+    begun: float
+    hurried: bool = False
 
 
 @dataclass(slots=True)

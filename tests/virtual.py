@@ -51,8 +51,17 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 class RandomPolicy(Unlearned):
     """Does anything that is legal, and pauses the draft now and then."""
 
-    def __init__(self, rng: random.Random, wait_chance: float, pause_chance: float) -> None:
+    def __init__(
+        self, rng: random.Random, wait_chance: float, pause_chance: float, halves: random.Random
+    ) -> None:
         self._rng, self._wait_chance, self._pause_chance = rng, wait_chance, pause_chance
+        self._halves, self._halves_chance = halves, halves.choice((0.0, 0.5, 1.0))
+
+    def alternates(self, sequences: int) -> bool:
+        return sequences > 1 and self._halves.random() < self._halves_chance
+
+    def spare(self, rows: int, age: float) -> float:
+        return self._halves.choice((0.0, 0.1, 1.0, 5.0))
 
     def decide(self, situation: Situation) -> Decision:
         rng = self._rng
@@ -76,7 +85,8 @@ class World:
     """
 
     def __init__(self, seed: int) -> None:
-        rng = self.rng = random.Random(seed)
+        rng, self._seed = random.Random(seed), seed
+        self.rng = rng
         self.now, self._number = 0.0, 0
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self.seen: Counter[str] = Counter()
@@ -136,7 +146,8 @@ class World:
         self.policy = name
         if name == "random":
             pauses = rng.choice((0.0, 0.0, 0.3, 1.0))
-            return RandomPolicy(rng, rng.choice((0.2, 0.6, 0.9)), pauses)
+            halves = random.Random(f"{self._seed}: halves")
+            return RandomPolicy(rng, rng.choice((0.2, 0.6, 0.9)), pauses, halves)
         if name in {"serial", "pearl"}:
             return make_policy(f"{name}:{rng.choice((1, 2, 4, 12))}")
         return make_policy(name)
@@ -328,5 +339,6 @@ class World:
                 case Finish():
                     promises.check_finish(self, command)
         self.coordinator.reflect()
+        self.seen["two passes"] += len(self.coordinator._scheduler._passes) == 2
         for sequence in self.coordinator.sequences.values():
             promises.check_sequence(self, sequence)

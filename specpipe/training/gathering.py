@@ -1,5 +1,6 @@
 """The first stage of a distillation: the target writes what the draft is to learn from."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,6 +24,7 @@ LONGEST = 1024
 _CONVERSATIONS = {"cpu": 2 * AT_ONCE, "cuda": 4 * AT_ONCE_ON_GPU}
 _MOST_SHARDS = 100_000
 _LEAST = 2  # shards: one to learn from, and one to see what was learned
+_LEAST_WRITTEN = 16  # conversations of a shard that time cuts short
 
 
 def gather(
@@ -43,8 +45,9 @@ def gather(
         target: whose conversations and laws are wanted.
         tokenizer: its own.
         folder: where shards lie.
-        seconds: how long it may take, before an interruption and after; at least two shards are
-            made in any case.
+        seconds: how long it may take, before an interruption and after. At least two shards are
+            made in any case; where a slow target's would take longer, they are cut short, and
+            have the conversations that ended first.
         threads: cores that compute.
         device: cpu, or cuda:N.
         prompts: what conversations begin with; left out, the target writes the user's turns too.
@@ -82,12 +85,17 @@ def gather(
         _learn(director, tokenizer, frame, read_shard(path))
     while len(shards) < _LEAST or spent < seconds:
         begun = time.monotonic()
+        # The first one must leave time for another.
+        allowed = seconds / _LEAST * (len(shards) + 1) if len(shards) < _LEAST else math.inf
         scripts = director.scripts(seed * _MOST_SHARDS + len(shards), conversations)
         written: list[Conversation] = []
         for each in write(model, frame, scripts, longest):
             written.append(each)
-            share = (spent + time.monotonic() - begun) / seconds
-            told(min(1.0, share), f"conversation {len(shards) * conversations + len(written)}")
+            passed = spent + time.monotonic() - begun
+            number = len(shards) * conversations + len(written)
+            told(min(1.0, passed / seconds), f"conversation {number}")
+            if passed >= allowed and len(written) >= _LEAST_WRITTEN:
+                break
         path = folder / f"{len(shards):05}.safetensors"
         write_shard(path, written, time.monotonic() - begun)
         spent += time.monotonic() - begun

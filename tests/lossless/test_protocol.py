@@ -82,7 +82,7 @@ def test_schedules_reach_everything() -> None:
         *("guess of model", "guess of ngram", "guess of past"),
         *(f"{policy}: accepted" for policy in ("serial", "pearl", "take_all", "elastic", "random")),
         *("stop", "length", "abort", "error", "rollbacks", "accepted", "stale_blocks", "dropped"),
-        "cached_tokens",
+        *("cached_tokens", "two passes"),
     ):
         assert seen.get(what, 0) >= 5, what
     assert seen["in step"] > 5000, "the chains were hardly ever compared"

@@ -34,6 +34,7 @@ from specpipe.metrics import Source
 from specpipe.policy import Decision, Policy, Situation, Verified
 from specpipe.sampling import GuessLaw
 from specpipe.sequence import MOST_LOSSES, Drafted, DraftState
+from specpipe.worker_state import Pass
 from tests.toys import sampling
 
 GREEDY = sampling()
@@ -598,7 +599,8 @@ def test_guesses_of_a_model_that_is_done_are_not_the_targets_own_speed(
     the target alone, that is never reached again, and the model is let rest for ever."""
     desk = Desk(TakeWaiting(), **FREE)
     desk.sequence.in_flight = [Drafted(1, 0.5, source, 0.0, 0.0, 0)]
-    desk.sequence.note_sending(0.0, rests=True)
+    made = Pass(1, 2, reads=False, queued=False, begun=0.0)
+    desk.sequence.note_sending(made, 0.0, rests=True)
     assert desk.sequence.sent_alone is alone
 
 

@@ -134,7 +134,7 @@ def test_how_long_things_took_is_told_in_the_coordinators_own_time() -> None:
     extend = machine.sequences[0].extend
     assert extend is not None
     machine.handle(Verdict(0, 1, extend.extend_id, 0, 4, 3.5, 7.0, 0.0), 7.5)
-    assert policy.heard[0] == Verified(0, 1, 0, 4.0, alone=False, rows=2)
+    assert policy.heard[0] == Verified(0, 1, 0, 4.0, alone=False, rows=2, worked=3.5)
     policy.heard.clear()
     # The step that began at 6.9 was given up at 7.8; the first token on the new chain came at 9.
     machine.handle(Block(0, 1, 3, 5, (1,), (0.5,), ("model",), (6.9, 7.8), (7.8, 8.8)), 9.0)

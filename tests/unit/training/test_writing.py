@@ -260,6 +260,16 @@ def test_an_interrupted_stage_goes_on_after_its_last_shard(
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_a_slow_target_has_its_shards_cut_short(target, tokenizer, tmp_path, monkeypatch) -> None:
+    """A shard of hundreds takes a large target on two cores longer than half an hour was given."""
+    monkeypatch.setitem(gathering._CONVERSATIONS, "cpu", 24)
+    monkeypatch.setattr(gathering, "_LEAST_WRITTEN", 5)
+    monkeypatch.setattr(gathering, "LONGEST", 60)
+    folder = tmp_path / "data"
+    shards = gather(target, tokenizer, folder, seconds=1e-6, threads=1, told=lambda *_: None)
+    assert [len(read_shard(path)) for path in shards] == [5, 5]
+
+
 def test_prompts_without_room_for_a_reply_are_refused(target, tokenizer, tmp_path) -> None:
     """Else a stage ends, after an hour, in an error about a cache."""
     with pytest.raises(UserError, match=r"prompt 2 has .* tokens, and there is room for 256"):
