@@ -200,6 +200,11 @@ class Costs:
         if verification.guesses or not verification.alone:
             self.passes.note(verification.guesses, verification.seconds)
 
+    def plain(self, *, alone: bool) -> float:
+        """Seconds of a pass without guesses, beside a model at work or not."""
+        passes = self.alone if alone and self.alone.seen else self.passes
+        return passes.table(0)[0] if passes.seen else 0.0
+
     def begin_trial(self) -> None:
         """Forget most of what is known of the draft."""
         self.chances.doubt()

@@ -36,6 +36,10 @@ class Unlearned:
         """See Policy."""
         return [self.decide(situation) for situation in situations]
 
+    def awaits_word(self, sequences: int) -> bool:
+        """See Policy."""
+        return True
+
     def alternates(self, sequences: int) -> bool:
         """See Policy."""
         return False

@@ -18,6 +18,7 @@ is tried again now and then, ever more rarely while it keeps failing.
 import math
 from collections.abc import Sequence
 
+from specpipe.awaiting import Awaiting
 from specpipe.costs import Costs
 from specpipe.policy import Decision, Judged, Situation, Verified
 from specpipe.resting import Resting
@@ -92,6 +93,7 @@ class Elastic:
         self._unlooked = 0
         self._since = 0.0  # seconds of passes since the latest solution
         self._resting = Resting()
+        self._awaiting = Awaiting()
         self._sharing = Sharing(self.costs)
 
     @property
@@ -115,6 +117,7 @@ class Elastic:
             self._sharing.note(verification)
             return
         self.costs.note_pass(verification)
+        self._awaiting.note(verification, self.costs.plain(alone=verification.alone))
         self._resting.note_pass()
         self._unlooked += 1
         self._since += verification.waited + verification.seconds
@@ -177,6 +180,10 @@ class Elastic:
             for each in situations
         ]
         return self._sharing.decide(situations, chances, spare)
+
+    def awaits_word(self, sequences: int) -> bool:
+        """See Policy."""
+        return sequences > 1 or self._awaiting.now
 
     def alternates(self, sequences: int) -> bool:
         """See Policy."""

@@ -51,6 +51,7 @@ class Observation:
             made.rows,
             made.queued,
             verdict.ended - verdict.begun,
+            sequence.awaited,
         )
         for observer in self._observers:
             observer.verified(verification)

@@ -91,6 +91,7 @@ class Verified(NamedTuple):
         sequences: that shared the forward pass; `rows`: of all of them. Each is told of.
         queued: the target was still at another pass when this one was sent.
         worked: seconds for which the target worked, as it says itself.
+        awaited: whether the pass had to wait for the draft's word.
     """
 
     request: int
@@ -104,6 +105,7 @@ class Verified(NamedTuple):
     rows: int = 0
     queued: bool = False
     worked: float = 0.0
+    awaited: bool = False
 
 
 class Observer(Protocol):
@@ -145,6 +147,12 @@ class Policy(Observer, Protocol):
         Args:
             situations: theirs.
             spare: seconds for which waiting costs nothing: the target is at another pass.
+        """
+
+    def awaits_word(self, sequences: int) -> bool:
+        """Whether the target waits for what the draft says at once after it had to begin anew.
+
+        `sequences`: how many are running.
         """
 
     def alternates(self, sequences: int) -> bool:

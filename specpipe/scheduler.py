@@ -216,8 +216,10 @@ class Scheduler:
         blocks, late = [], []
         decisions = self.policy.decide_all(situations, spare) if situations else []
         for sequence, situation, decision in zip(sequences, situations, decisions, strict=True):
-            if decision.send is None or (situation.may_wait and self._owes_word(sequence)):
+            kept = situation.may_wait and self._owes_word(sequence)
+            if decision.send is None or kept:
                 sequence.pause(decision.ahead)
+                sequence.awaited |= kept
                 late.append(sequence)
             else:
                 blocks.append((sequence, decision))
@@ -258,9 +260,11 @@ class Scheduler:
                 )
 
     def _owes_word(self, sequence: SequenceState) -> bool:
-        """Whether nothing waits, and a word of the draft is due that takes next to no time."""
-        due = sequence.word_due is not None and not sequence.waiting
-        return due and self._workers["draft"].guesses_freely
+        """Whether nothing waits but the target, for a word that the draft says at once."""
+        if sequence.word_due is None or sequence.waiting:
+            return False
+        free = self._workers["draft"].guesses_freely
+        return free and self.policy.awaits_word(len(self._running))
 
     def _rests(self, sequence: SequenceState) -> bool:
         """Whether no model works for this sequence beside the target, up to the next commit."""

@@ -110,6 +110,7 @@ class SequenceState:
             its model rests; `pause_at`: the policy's wish about the latter.
         word_due: the serial at which the draft had to begin anew, if it has not said yet what it
             is about; a draft that can guess at no cost does so in a fraction of a millisecond.
+        awaited: whether the target was kept waiting for that word since the last verdict.
         run: how many guesses were taken since the draft last began anew.
         sent_in: the pass that the latest extend is for; `sent_alone`: whether no model of a draft
             worked when it was sent; `waited`: for how long the target had idled, if it was not at
@@ -138,6 +139,7 @@ class SequenceState:
     unsent: int = 0
     limits: tuple[int, int] = (0, 0)
     word_due: int | None = None
+    awaited: bool = False
     pause_at: int | None = None
     pace: Pace = field(default_factory=Pace)
     run: int = 0
@@ -264,7 +266,7 @@ class SequenceState:
         """
         start, resting = len(self.committed), not self.drafting
         self.serial += 1
-        self.idle_since = now
+        self.idle_since, self.awaited = now, False
         sent, pending = len(self.in_flight), self.in_flight + self.waiting
         self.committed += tokens
         self._commit_serials += [self.serial] * len(tokens)
