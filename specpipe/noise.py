@@ -5,6 +5,7 @@ can be made in any order, ahead of time, twice, and on either side. The streams 
 """
 
 import math
+import threading
 from enum import IntEnum
 
 import numpy as np
@@ -28,12 +29,37 @@ def noise_words(
     key (seed, sample) and the counter (token // 4 + 1, position, stream), since numpy counts before
     it draws: word i belongs to token i, so rows of any length agree on their common part.
     """
-    generator = np.random.Philox(
-        key=np.array([seed, sample], dtype=np.uint64),
-        counter=np.array([0, position, stream, 0], dtype=np.uint64),
-    )
-    words: NDArray[np.uint64] = generator.random_raw(count)
-    return words
+    return _PHILOX.words((seed, sample), (0, position, stream, 0), count)
+
+
+class _Philox(threading.local):
+    """A generator for each thread: to make one takes longer than a row of a small vocabulary."""
+
+    def __init__(self) -> None:
+        self._generator = np.random.Philox(key=0)
+
+    def words(
+        self, key: tuple[int, int], counter: tuple[int, int, int, int], count: int
+    ) -> NDArray[np.uint64]:
+        """What it draws under a key from a counter on: uint64[count]."""
+        self._generator.state = {
+            "bit_generator": "Philox",
+            "state": {"key": _words(key), "counter": _words(counter)},
+            "buffer": _DRAWN,
+            "buffer_pos": len(_DRAWN),
+            "has_uint32": 0,
+            "uinteger": 0,
+        }
+        words: NDArray[np.uint64] = self._generator.random_raw(count)
+        return words
+
+
+def _words(numbers: tuple[int, ...]) -> NDArray[np.uint64]:
+    return np.array(numbers, dtype=np.uint64)
+
+
+_DRAWN = np.zeros(4, np.uint64)  # all of a block of words was drawn: the next comes first
+_PHILOX = _Philox()
 
 
 def uniforms(words: NDArray[np.uint64]) -> NDArray[np.float64]:
