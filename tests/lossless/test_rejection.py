@@ -278,20 +278,22 @@ def _recovery_from_all(patch: pytest.MonkeyPatch) -> None:
 
 
 PLANTED = {
-    "a bias": _bias,
-    "a row shifted by one": _row_shifted,
-    "a draft that misreports its law": _misreported,
-    "a bonus token that reuses the accept stream": _bonus_reuses,
-    "a recovered token that reuses the accept stream": _recovery_reuses,
-    "a recovered token that forgets the guess": _recovery_from_all,
+    "a bias": (_bias, RUNS // 2),
+    "a row shifted by one": (_row_shifted, RUNS // 16),
+    "a draft that misreports its law": (_misreported, RUNS // 8),
+    "a bonus token that reuses the accept stream": (_bonus_reuses, RUNS // 2),
+    "a recovered token that reuses the accept stream": (_recovery_reuses, RUNS // 4),
+    "a recovered token that forgets the guess": (_recovery_from_all, RUNS // 16),
 }
+"""Each with how many texts are enough to see it: fewer than those that show that there is none."""
 
 
 @pytest.mark.parametrize("bug", PLANTED)
 def test_planted_bug_is_caught(bug: str, exact: Exact, monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that is blind to one of the known ways to be slightly wrong."""
-    PLANTED[bug](monkeypatch)
-    assert distance(count(POLICIES["blocks of two"], RUNS // 2), exact) > FAR
+    plant, runs = PLANTED[bug]
+    plant(monkeypatch)
+    assert distance(count(POLICIES["blocks of two"], runs), exact) > FAR
 
 
 def test_policy_that_looks_at_the_tokens_own_chance_is_caught(exact: Exact) -> None:
@@ -315,7 +317,7 @@ def test_policy_that_learns_of_an_end_token_is_caught(exact: Exact) -> None:
     telling = Policy(
         lambda w, _: len(w) >= 3 or rests(w), lambda w, _: len(w) - 1 if rests(w) else len(w)
     )
-    assert distance(count(telling, RUNS // 2), exact) > FAR
+    assert distance(count(telling, RUNS // 4), exact) > FAR
 
 
 # -- with guesses that are looked up, by the real drafter
@@ -401,7 +403,7 @@ def test_look_ups_behind_a_drawn_token_are_caught(
         init(self, chance, False, *rest)
 
     monkeypatch.setattr(_Pending, "__init__", undrawn)
-    assert distance(count_drafted(COMPANY), exact) > FAR
+    assert distance(count_drafted(COMPANY, RUNS // 4), exact) > FAR
 
 
 # -- what travels
