@@ -101,6 +101,7 @@ def bench(context: click.Context, /, **options: Any) -> None:
     folder = options["output_dir"] or Path(time.strftime("bench-%Y%m%d-%H%M%S"))
     from specpipe.actors.cluster import ray_session  # noqa: PLC0415 (slow to import, as are these)
     from specpipe.actors.pipeline import Pipeline  # noqa: PLC0415
+    from specpipe.bench.journal import Journal  # noqa: PLC0415
     from specpipe.bench.report import agreement, table, verdict  # noqa: PLC0415
     from specpipe.bench.results import last_line  # noqa: PLC0415
     from specpipe.bench.session import run  # noqa: PLC0415
@@ -108,9 +109,11 @@ def bench(context: click.Context, /, **options: Any) -> None:
     plan = _plan(options)
     progress = _Said()
     try:
-        with ray_session(plan.config.ray):  # one for all pipelines: it takes seconds to start
+        # The folder of another run is refused before Ray starts, which takes seconds: one for all
+        # pipelines.
+        with Journal(folder, plan.settings) as journal, ray_session(plan.config.ray):
             say_dashboard()
-            results = run(plan, folder, Pipeline.launch, progress)
+            results = run(plan, journal, Pipeline.launch, progress)
     except (KeyboardInterrupt, SystemExit):
         progress.say(f"what was measured is kept: go on with --output-dir {folder}")
         raise

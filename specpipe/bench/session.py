@@ -143,21 +143,19 @@ class Plan:
         return parse_device(starts.get("target on all", starts["target"]).target.device)
 
 
-def run(plan: Plan, folder: Path, launch: Launch, progress: Progress) -> Results:
-    """Measure what a folder lacks of a plan, and write the results into it.
+def run(plan: Plan, journal: Journal, launch: Launch, progress: Progress) -> Results:
+    """Measure what a journal lacks of a plan, and write the results beside it.
 
     Args:
         plan: what to measure.
-        folder: for the measurements, results.json, report.md and the pictures; one in which the
-            same plan was interrupted is gone on with.
+        journal: of this plan; results.json, report.md and the pictures come into its folder.
         launch: starts pipelines.
         progress: hears how far it has come.
 
     Raises:
-        UserError: if the folder holds another run, or can't be written to.
         SpecpipeError: when a pipeline or a peer fails. What was measured stays.
     """
-    starts = layouts(plan.config, plan.placement)
+    folder, starts = journal.path.parent, layouts(plan.config, plan.placement)
 
     @contextmanager
     def start(layout: str) -> Iterator[Answerer]:
@@ -170,33 +168,32 @@ def run(plan: Plan, folder: Path, launch: Launch, progress: Progress) -> Results
 
     machine = describe_machine()
     runner = Runner(plan.contenders, plan.prompts, plan.config.sampling, plan.repeats)
-    with Journal(folder, plan.settings) as journal:
-        old = len(journal.done)
-        if old == len(runner.keys):
-            progress.say(f"all was measured already: remove {journal.path} to measure anew")
-        elif old:
-            progress.say(f"going on after {old} of {len(runner.keys)} measurements")
-        else:
-            (folder / TIMELINE).unlink(missing_ok=True)  # it was another run's
-        if machine["load"] > _BUSY * machine["cores"]:
-            progress.say(f"this machine is busy (load {machine['load']:.1f}): times will mislead")
-        runner.run(journal, start, progress)
-        results = summarise(
-            plan.contenders,
-            journal.done.values(),
-            questions=[
-                {"category": each.category, "tokens": len(prompt), "hash": _hash(prompt)}
-                for each, prompt in zip(plan.questions, plan.prompts, strict=True)
-            ],
-            settings=plan.settings | {"left_out": missing(plan.config, plan.placement)},
-            machine=machine,
-            comparable=plan.comparable,
-        )
-        pictures = draw_all(results, folder)
-        if "C" in plan.scenarios:
-            pictures += _timeline(plan, folder, launch, progress)
-        _write(folder / RESULTS, json.dumps(results, indent=1) + "\n")
-        _write(folder / REPORT, document(results, pictures))
+    old = len(journal.done)
+    if old == len(runner.keys):
+        progress.say(f"all was measured already: remove {journal.path} to measure anew")
+    elif old:
+        progress.say(f"going on after {old} of {len(runner.keys)} measurements")
+    else:
+        (folder / TIMELINE).unlink(missing_ok=True)  # it was another run's
+    if machine["load"] > _BUSY * machine["cores"]:
+        progress.say(f"this machine is busy (load {machine['load']:.1f}): times will mislead")
+    runner.run(journal, start, progress)
+    results = summarise(
+        plan.contenders,
+        journal.done.values(),
+        questions=[
+            {"category": each.category, "tokens": len(prompt), "hash": _hash(prompt)}
+            for each, prompt in zip(plan.questions, plan.prompts, strict=True)
+        ],
+        settings=plan.settings | {"left_out": missing(plan.config, plan.placement)},
+        machine=machine,
+        comparable=plan.comparable,
+    )
+    pictures = draw_all(results, folder)
+    if "C" in plan.scenarios:
+        pictures += _timeline(plan, folder, launch, progress)
+    _write(folder / RESULTS, json.dumps(results, indent=1) + "\n")
+    _write(folder / REPORT, document(results, pictures))
     return results
 
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from specpipe import chat_template
 from specpipe.cli.main import main
 from tests import refusals
 
@@ -25,6 +26,7 @@ def refused(monkeypatch, capfd):
         with pytest.raises(SystemExit) as caught:
             main()
         signal.signal(signal.SIGTERM, on_sigterm)
+        chat_template._PROCESS.close()  # as the end of a program does
         said = capfd.readouterr()
         assert (caught.value.code, said.out) == (2, ""), said.err
         (line,) = said.err.strip().splitlines()
