@@ -37,6 +37,7 @@ def cluster(our_ray) -> Iterator[None]:
                 "--num-cpus=2",
                 f"--node-name={SECOND}",
                 f"--temp-dir={folder}",
+                "--dashboard-agent-listen-port=0",  # for the usual one, the other's, it waits
             ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -1,11 +1,9 @@
 """Metrics on their whole way: from the hub through Ray to a Prometheus that really reads them."""
 
-import json
 import math
 import re
 import shutil
 import socket
-import subprocess
 import tempfile
 import time
 import urllib.request
@@ -20,7 +18,6 @@ from specpipe.actors import Config, Pipeline, monitoring
 from specpipe.metrics import RequestMetrics
 from specpipe.watching import running_pipelines
 from tests.monitoring import Prometheus, load, panels, prometheus
-from tests.programs import SPECPIPE
 from tests.unit.test_statistics import totals, watched
 
 LATE_S = 90.0  # Ray passes metrics on every ten seconds, Prometheus reads them every five
@@ -129,34 +126,6 @@ def check_ray_pages(pipeline: Pipeline) -> None:
         assert actors[kind].repr_name == f"{role}: smollm2 on {device}"
     with urllib.request.urlopen(pipeline.dashboard, timeout=10) as page:
         assert page.status == 200
-
-
-def test_without_being_asked_there_is_no_dashboard_and_status_sees_the_run(smollm2) -> None:
-    """A dashboard costs seconds, memory and an open port."""
-    models = ["--models-dir", str(smollm2.folder.parent), "--no-draft"]
-    process = subprocess.Popen(
-        [*SPECPIPE, "run", "--prompt", "Count.", "--ignore-eos", "--max-tokens", "4000", *models],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout
-    assert process.stderr
-    process.stdout.read(4)
-    told = subprocess.run(
-        [*SPECPIPE, "status", "--json"], capture_output=True, text=True, check=True
-    )
-    (status,) = (each for each in json.loads(told.stdout) if each["pid"] == process.pid)
-    assert status["settings"]["model"] == "smollm2"
-    assert status["num_requests_running"] == 1
-    assert status["counts"]["generation_tokens"] > 0
-    assert [worker["activity"] for worker in status["workers"]] == ["verifying"]
-    process.terminate()
-    said = process.communicate(timeout=20)[1].decode()
-    assert "dashboard" not in said
-    again = subprocess.run(
-        [*SPECPIPE, "status", "--json"], capture_output=True, text=True, check=True
-    )
-    assert process.pid not in {each["pid"] for each in json.loads(again.stdout)}
 
 
 class Recorded:

@@ -7,6 +7,7 @@ import threading
 
 import psutil
 import pytest
+import ray
 
 from specpipe.actors import Config, Pipeline, SamplingParams
 from specpipe.devices import format_cores
@@ -166,6 +167,13 @@ def test_answer_ends_before_the_stop_text_and_counts_nothing_after_it(pipeline, 
     assert stop not in decode(completion.token_ids[:-1])
     if pipeline.pair.draft.name == "smollm2":
         assert completion.metrics.acceptance_rate == 1.0
+
+
+def test_a_resource_that_no_node_has_is_refused_at_once(our_ray, smollm2):
+    """Ray would wait for it for ever."""
+    models, has = str(smollm2.folder.parent), ray.cluster_resources()["CPU"]
+    with pytest.raises(UserError, match=f"asks Ray for 6400 CPU, and this node has {has:g}"):
+        Pipeline.launch(Config().override(models_dir=models, ray={"num_cpus": 6400.0}))
 
 
 def test_tokens_that_the_target_lacks_are_refused(pipeline):
