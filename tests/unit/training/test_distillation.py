@@ -27,7 +27,7 @@ from specpipe.training.student import coverage, head_ids, make_student, usual_la
 from tests.unit.training.chat_model import make_chat_model, make_draft
 
 QUESTIONS = [Question("Why?", "short"), Question("Say it again: over and over", "copy")]
-HOURS = 5 / 3600
+HOURS = 1 / 3600
 
 
 @pytest.fixture
@@ -46,10 +46,13 @@ def small(monkeypatch):
 
 @pytest.fixture
 def by_steps(monkeypatch):
-    """So much learning, however long it takes on a busy machine."""
-    monkeypatch.setattr(
-        distillation, "Schedule", lambda _, __, rate, **how: Schedule(60, None, rate, **how)
-    )
+    """Sixty steps in place of HOURS, however long they take: that depends on the machine."""
+
+    def schedule(_, seconds, rate, **how):
+        steps = round(60 * seconds / (HOURS * 3600 * distillation._LEARNING))
+        return Schedule(steps, None, rate, **how)
+
+    monkeypatch.setattr(distillation, "Schedule", schedule)
 
 
 def distil(target, folder, told=lambda *line: None, **changes):
@@ -243,8 +246,12 @@ def test_a_gpu_writes_and_learns(target, small, by_steps, tmp_path, monkeypatch)
     assert load_model(tmp_path / "draft", dtype="float32").vocab_size
 
 
-def test_an_interrupted_distillation_goes_on(target, small, tmp_path) -> None:
+def test_an_interrupted_distillation_goes_on(
+    target, small, by_steps, tmp_path, monkeypatch
+) -> None:
     """Begun again, hours are lost; with another recipe it would be neither one nor the other."""
+    # Seconds of simulation, that the test above has.
+    monkeypatch.setattr(distillation, "expect", lambda *_: worth.Expected(1.0, 1.0, 1))
 
     def stop(stage, share, line):
         if stage == "learning" and share > 0.4:
@@ -260,7 +267,7 @@ def test_an_interrupted_distillation_goes_on(target, small, tmp_path) -> None:
         distil(target, tmp_path / "draft", learning_rate=0.1)
     lines = []
     # More time is for learning: more text would change what the head's weights stand for.
-    going_on = distil(target, tmp_path / "draft", lambda *line: lines.append(line), hours=3 * HOURS)
+    going_on = distil(target, tmp_path / "draft", lambda *line: lines.append(line), hours=2 * HOURS)
     findings = going_on.run()
     assert not [line for line in lines if line[0] == "writing"]
     first = next(line for line in lines if line[0] == "learning")
