@@ -1,11 +1,14 @@
 """Compiling with numba, once for a machine: what was compiled is kept on disk."""
 
+import fcntl
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from numba import njit
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 
 Function = TypeVar("Function", bound=Callable[..., object])
@@ -30,18 +33,31 @@ def compiled(function: Function) -> Function:
     changes with any file of this folder.
     """
     function.__qualname__ = f"{function.__name__}_{_SOURCES}"
-    try:
-        return _compile(function, cache=True)
-    except RuntimeError:  # nowhere to keep it: neither beside the file nor below the home folder
-        return _compile(function, cache=False)
+    dispatcher: Any = njit(function, **OPTIONS)
+    with suppress(RuntimeError):  # nowhere to keep it: neither here nor below the home folder
+        dispatcher._cache = _Kept(function)  # type: ignore[no-untyped-call]
+    return cast(Function, dispatcher)
+
+
+class _Kept(FunctionCache):
+    """What was compiled of a function, on disk; written by one process at a time.
+
+    numba itself minds those that read. Of two that write, a draft and a target that start together
+    the first time, each would take the same file for its own signature, and one of them the
+    other's code from it the next time.
+    """
+
+    def save_overload(self, signature: Any, result: Any) -> None:
+        """Keep the code for the types of some arguments."""
+        folder = Path(self.cache_path)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "kernels.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            super().save_overload(signature, result)  # type: ignore[no-untyped-call]
 
 
 OPTIONS: Any = {"nogil": True, "error_model": "numpy"}
 """Dividing by zero raises nothing, or no loop with a division would become vector instructions."""
-
-
-def _compile(function: Function, *, cache: bool) -> Function:
-    return cast(Function, njit(function, cache=cache, **OPTIONS))
 
 
 def generated(function: Callable[..., Any]) -> Any:

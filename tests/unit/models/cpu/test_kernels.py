@@ -215,6 +215,28 @@ def test_the_norm_is_a_root_mean_square(size: int) -> None:
     np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-7)
 
 
+def written_by_both(
+    code: str, folder: Path, told: dict[str, str], *args: Path
+) -> tuple[str, list[np.ndarray]]:
+    """What a program writes on this processor and on another, of which numba is told.
+
+    Both at once: each compiles for seconds. With it, what the latter prints.
+    """
+    found = [folder / "own.npy", folder / "other.npy"]
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, path, *args],
+            env=os.environ | changed,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for path, changed in zip(found, ({}, told), strict=True)
+    ]
+    printed = [run.communicate()[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0]
+    return printed[1], [np.load(path) for path in found]
+
+
 WRITE_LOGITS = """
 import sys
 from pathlib import Path
@@ -224,9 +246,9 @@ from specpipe.models.cpu.kernels import gelu
 from specpipe.models.loader import load_model
 inner = np.linspace(-14, 14, 3001, dtype=np.float32)
 gelu(inner, inner)
-model = load_model(Path(sys.argv[1]), dtype="gguf")
+model = load_model(Path(sys.argv[2]), dtype="gguf")
 logits = model.forward(model.open(), list(range(40)), 40)
-np.save(sys.argv[2], np.concatenate([logits.ravel(), inner]))
+np.save(sys.argv[1], np.concatenate([logits.ravel(), inner]))
 print(tile.MANY_PANELS, tile.MANY_ROWS)
 """
 
@@ -240,19 +262,8 @@ def test_processors_with_fewer_registers_compute_the_same_bits(tiny_gguf, tmp_pa
 
     path = tiny_gguf(change=all_forms)
     told = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+f16c,+sse4.2"}
-    tiles, values = [], []
-    for name, changed in (("own", {}), ("avx2", told)):
-        found = tmp_path / f"{name}.npy"
-        run = subprocess.run(
-            [sys.executable, "-c", WRITE_LOGITS, str(path), str(found)],
-            env=os.environ | changed,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        tiles.append(run.stdout)
-        values.append(np.load(found))
-    assert tiles[1] == "1 6\n"
+    tiles, values = written_by_both(WRITE_LOGITS, tmp_path, told, path)
+    assert tiles == "1 6\n"
     assert np.array_equal(*values)
 
 
@@ -267,11 +278,6 @@ np.save(sys.argv[1], [product(each, normal(5, 75), 100) for each in panels])
 
 def test_processors_without_instructions_for_pairs_compute_the_same_bits(tmp_path) -> None:
     """What is left is multiplied number by number: a sign lost there would be another model."""
-    values = []
-    for name, features in (("own", None), ("plain", "+avx,+fma,+f16c,+sse4.2")):
-        told = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": features} if features else {}
-        found = tmp_path / f"{name}.npy"
-        command = [sys.executable, "-c", WRITE_PRODUCTS, str(found)]
-        subprocess.run(command, env=os.environ | told, check=True)
-        values.append(np.load(found))
+    told = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "+avx,+fma,+f16c,+sse4.2"}
+    _, values = written_by_both(WRITE_PRODUCTS, tmp_path, told)
     assert np.array_equal(*values)
