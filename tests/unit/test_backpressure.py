@@ -14,6 +14,7 @@ import pytest
 import zmq
 
 from specpipe import channel as channel_module
+from specpipe import hub_client
 from specpipe.channel import Channel, socket_directory, worker_address
 from specpipe.coordinator import Coordinator
 from specpipe.dispatch import make_policy
@@ -238,6 +239,7 @@ def test_closing_does_not_wait_for_a_hub_that_takes_nothing(
 ) -> None:
     """A hub that hangs would keep its program from ending."""
     monkeypatch.setattr(channel_module, "_HIGH_WATER_MARK", 1)
+    monkeypatch.setattr(hub_client, "_END_TIMEOUT_S", 0.5)
     updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
     hub = client(folder, queue.SimpleQueue(), 100)
     hub.attach(Attach("target", 1, worker_address(folder, "target", 1))).result(10)
