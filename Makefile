@@ -26,8 +26,11 @@ TEST_MODELS := $(TARGET) saved_models/smollm2-pruned/source.json
 run: $(VENV)/.run $(TARGET)
 	@$(BIN)/specpipe run --prompt "$$PROMPT" $(RUN_FLAGS)
 
+# What computes alone, on two cores at once; programs and Ray use both themselves.
 test: check $(TEST_MODELS)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/cli
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/lossless tests/unit
+	$(BIN)/python -m pytest tests/ray
 
 test-slow: $(VENV)/.test $(TEST_MODELS)
 	$(BIN)/python -m pytest -m slow

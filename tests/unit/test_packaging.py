@@ -35,6 +35,7 @@ USED_WITHOUT_IMPORT = {
     "mypy": "run by `make check`",
     "ruff": "run by `make check`",
     "pytest-timeout": "a plug-in",
+    "pytest-xdist": "a plug-in",
     "setuptools": "run here to build",
 }
 
