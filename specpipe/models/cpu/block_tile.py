@@ -9,6 +9,7 @@ llama.cpp computes with such blocks in the same way, its inputs rounded to 8 bit
 https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-cpu/quants.c
 """
 
+from functools import reduce
 from typing import Any
 
 from llvmlite import ir
@@ -20,7 +21,6 @@ from specpipe.models.cpu.instructions import (
     BYTE,
     FLOAT,
     HAS_AVX512,
-    INT32,
     INT64,
     LANES,
     PAIRS,
@@ -162,18 +162,19 @@ class _Tile:
     def _add_part(self, block: Any, part: int, rows: list[Any], sums: list[Any]) -> list[Any]:
         """The share of those inputs of a block that have a scale in common."""
         builder, form = self._builder, self._form
-        products, turns = [words(0)] * len(rows), TURNS // form.parts
+        chains = 2 if len(rows) <= 2 else 1  # an addition waits for the last one to the same sum
+        products = [[words(0)] * chains for _ in rows]
+        turns = TURNS // form.parts
         for turn in range(part * turns, (part + 1) * turns):
             numbers = form.numbers(builder, block, turn)
-            for i, row in enumerate(rows):
-                for pair, weights in enumerate(numbers):
+            for pair, weights in enumerate(numbers):
+                for i, row in enumerate(rows):
                     place = step(builder, row, ir.Constant(INT64, 2 + turn * TURNS + pair))
-                    inputs = builder.load(builder.bitcast(place, INT32.as_pointer()))
-                    products[i] = add_products(
-                        builder, weights, spread(builder, inputs), products[i]
-                    )
+                    chain = products[i][pair % chains]
+                    products[i][pair % chains] = add_products(builder, weights, place, chain)
         scale, new = form.scale(builder, block, part), []
-        for row, product, old in zip(rows, products, sums, strict=True):
+        for row, chained, old in zip(rows, products, sums, strict=True):
+            product = reduce(builder.add, chained)
             both = builder.fmul(scale, spread(builder, builder.load(row)))
             new.append(call(builder, "llvm.fma", builder.sitofp(product, VECTOR), both, old))
         return new
