@@ -50,7 +50,7 @@ class _Trials:
         self._gains = {True: Rate(0.98), False: Rate(0.98)}
 
     def note(self, gain: float, seconds: float) -> None:
-        """So many seconds of a pass brought what takes `gain` seconds without guesses."""
+        """So many seconds of a pass brought so much: tokens, or what they take without guesses."""
         self._gains[self.now].add(gain, seconds)
 
     def note_pass(self) -> None:
@@ -104,10 +104,10 @@ class Sharing:
         self._unlooked += 1
         if self._unlooked >= _LOOK_EVERY:
             self._unlooked, self._halves = 0, {}
-        gain = (verification.accepted + 1) * self._plain
-        self._working.note(gain, seconds / count)
-        if self._in_halves is not None:
-            self._halving.note(gain, seconds / count)
+        tokens = verification.accepted + 1
+        self._working.note(tokens * self._plain, seconds / count)
+        if self._in_halves is not None:  # passes of other sizes, so only tokens can be compared
+            self._halving.note(tokens, seconds / count)
 
     def alternates(self, sequences: int) -> bool:
         """See Policy."""
