@@ -4,7 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features, initialize_native_asmparser
+from llvmlite.binding import (
+    get_host_cpu_features,
+    get_host_cpu_name,
+    initialize_native_asmparser,
+)
 from numba import config, types
 
 LANES = 16
@@ -18,6 +22,8 @@ def _has(feature: str) -> bool:
 
 HAS_AVX512 = _has("avx512f")
 _HAS_AVX2, HAS_VNNI = _has("avx2"), _has("avx512vnni")
+CONVERTS_ASIDE = get_host_cpu_name().startswith("znver")
+"""Whether float16 becomes float32 on other ports than those that multiply: so on AMD's Zen."""
 if HAS_VNNI:
     initialize_native_asmparser()
 
