@@ -51,6 +51,15 @@ def written(target, tokenizer):
         return list(write(model, frame, scripts, LONGEST))
 
 
+def of_a_gpu(target, device, **sizes) -> CudaDecoder:
+    """The target as GPUs have it, on any device."""
+    source = open_model(target.weights)
+    config = source.config.narrowed(LONGEST, None, target.weights)
+    return CudaDecoder(
+        config, DecoderWeights(source), dtype="float32", device=torch.device(device), **sizes
+    )
+
+
 def test_the_frame_is_what_the_template_puts_around_a_turn(tokenizer) -> None:
     """A header with a part of a turn in it, or a turn that is never closed, teaches nonsense."""
     frame = Frame.of(tokenizer)
@@ -137,13 +146,9 @@ def test_two_tables_write_what_one_writes(target, tokenizer, device, monkeypatch
     """A word that was said at one table and written down at the other would belong to no text."""
     monkeypatch.setattr(writing, "LONGEST_TURN", 10)
     monkeypatch.setattr(writing, "LONGEST_REPLY", 20)
-    frame, source = Frame.of(tokenizer), open_model(target.weights)
+    frame = Frame.of(tokenizer)
     scripts = [Script(frame.header, True, seed % 2 / 2, 1 + seed % 2, seed) for seed in range(9)]
-    config = source.config.narrowed(LONGEST, None, target.weights)
-    two = CudaDecoder(
-        config, DecoderWeights(source), dtype="float32", device=torch.device(device),
-        num_slots=5, rows=5,
-    )  # fmt: skip
+    two = of_a_gpu(target, device, num_slots=5, rows=5)
     one = load_model(target.weights, dtype="float32", num_slots=5, context_length=LONGEST)
     texts = [
         sorted(tuple(each.tokens.tolist()) for each in write(model, frame, scripts, LONGEST))
@@ -156,12 +161,7 @@ def test_two_tables_write_what_one_writes(target, tokenizer, device, monkeypatch
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=pytest.mark.gpu)])
 def test_words_drawn_on_a_gpu_are_those_drawn_on_a_cpu(target, device) -> None:
     """Laws of the wrong rows, or draws from another law, would teach the draft another target."""
-    source = open_model(target.weights)
-    config = source.config.narrowed(LONGEST, None, target.weights)
-    model = CudaDecoder(
-        config, DecoderWeights(source), dtype="float32", device=torch.device(device),
-        num_slots=3, rows=7,
-    )  # fmt: skip
+    model = of_a_gpu(target, device, num_slots=3, rows=7)
     judge = load_model(target.weights, dtype="float32", num_slots=3, context_length=LONGEST)
     texts, heat, chances = [[5], [*range(9)], [3, 1, 4]], [0.0, 1.0, 0.5], [0.9, 0.6, 0.999]
     said = [
