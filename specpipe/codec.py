@@ -46,6 +46,7 @@ from specpipe.messages import (
     Opened,
     Ping,
     Pong,
+    Proceed,
     Progress,
     Ready,
     Resync,
@@ -62,7 +63,7 @@ from specpipe.metrics import RequestMetrics, SourceCounts, Spans
 from specpipe.sampling import GuessLaw, Sampling, TokenLogprobs
 from specpipe.stopping import FINISH_REASONS
 
-VERSION = 7
+VERSION = 8
 MAX_MESSAGE_BYTES = 16 * 2**20
 MAX_ITEMS = 2**21
 MAX_INT = 2**63 - 1
@@ -98,6 +99,7 @@ _TYPES: tuple[type[Message], ...] = (
     Pong,
     Stats,
     Said,
+    Proceed,
 )
 _RECORDS = (
     Sampling,

@@ -271,8 +271,7 @@ class Coordinator:
 
     def _on_progress(self, event: Progress) -> None:
         if sequence := self._answered(event):
-            sequence.extend = None
-            sequence.target_length = event.length
+            sequence.read(event.length)
             sequence.metrics.cached_tokens += event.reused
             sequence.metrics.prefilling.add(event.begun, event.ended)
 
@@ -350,5 +349,6 @@ class Coordinator:
         """The sequence whose extend this answers; anything else is late or doubled."""
         sequence = self._current("target", event)
         if sequence and sequence.extend and sequence.extend.extend_id == event.extend_id:
+            sequence.steps[0].made.answered = True
             return sequence
         return None

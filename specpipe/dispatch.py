@@ -40,7 +40,7 @@ class Unlearned:
         """See Policy."""
         return True
 
-    def alternates(self, sequences: int) -> bool:
+    def runs_ahead(self, sequences: int) -> bool:
         """See Policy."""
         return False
 

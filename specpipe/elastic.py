@@ -166,9 +166,9 @@ class Elastic:
         chances = self._chances(situation, waiting)
         self._resting.has_free_guesses |= situation.free_guesses
         if self._resting.now:
-            return Decision(self._free_block(chances), 0)
+            return Decision(self._free_block(chances, situation), 0)
         if self._rule is None:  # no step of a model measured yet: don't wait
-            return Decision(self._free_block(chances))
+            return Decision(self._free_block(chances, situation))
         return self._best(self._rule, situation, chances)
 
     def decide_all(self, situations: Sequence[Situation], spare: float = 0.0) -> list[Decision]:
@@ -185,16 +185,26 @@ class Elastic:
         """See Policy."""
         return sequences > 1 or self._awaiting.now
 
-    def alternates(self, sequences: int) -> bool:
+    def runs_ahead(self, sequences: int) -> bool:
         """See Policy."""
-        return self._sharing.alternates(sequences)
+        if sequences > 1:
+            return self._sharing.runs_ahead
+        works = self._rule is not None and not self._resting.now
+        return not (works or self._awaiting.now)
 
     def spare(self, rows: int, age: float) -> float:
         """See Policy."""
         return self._sharing.spare(rows, age)
 
-    def _free_block(self, chances: list[float]) -> int:
-        """How many waiting tokens to send where all guesses are free and made at once.
+    def _free_block(self, chances: list[float], situation: Situation) -> int:
+        """How many waiting tokens to send where all guesses are free and made at once."""
+        if not situation.queued:
+            return self._worth_their_rows(chances)
+        count = self._worth_their_rows(chances[1:])
+        return count + 1 if count else 0
+
+    def _worth_their_rows(self, chances: list[float]) -> int:
+        """How many guesses of these chances raise the rate at which the target writes.
 
         What a row costs is time in which the target would write at its usual rate: each token is
         sent whose chance to be reached and right is worth it. The rate is the one that this rule

@@ -82,6 +82,41 @@ class Extend:
     laws: tuple[GuessLaw, ...] = ()
     more: bool = False
 
+    @property
+    def judged(self) -> tuple[int, ...]:
+        """The tokens to be judged."""
+        return self.tokens[self.verify_from - self.start :] if self.judges else ()
+
+    @property
+    def judges(self) -> bool:
+        """Whether a Verdict answers it."""
+        return self.start + len(self.tokens) >= self.verify_from
+
+
+@dataclass(frozen=True, slots=True)
+class Proceed:
+    """Feed your own token once you have judged the Extend before this, and judge what follows.
+
+    It comes while that one is unanswered, so that the target need not wait between two passes.
+    `guesses`: for the place of that token and those behind. They follow it iff the block before
+    stood as a whole and the first of them is that token. `laws`, `more`: as in Extend, the laws of
+    all guesses but the first.
+    """
+
+    request: int
+    extend_id: int
+    guesses: tuple[int, ...] = ()
+    laws: tuple[GuessLaw, ...] = ()
+    more: bool = False
+
+    def after(self, position: int, token: int, *, whole: bool) -> Extend:
+        """What it asks for, once `token` at `position` follows a block that stood as a `whole`."""
+        holds = whole and self.guesses[:1] == (token,)
+        tokens, laws = (self.guesses, self.laws) if holds else ((token,), ())
+        return Extend(
+            self.request, self.extend_id, position, tokens, position + 1, None, laws, self.more
+        )
+
 
 # -- to a worker, or to the hub
 
@@ -400,7 +435,7 @@ class Pong:
 
 
 ToDraft = Open | Commit | Close | Shutdown
-ToTarget = Extend | Close | Shutdown
+ToTarget = Extend | Proceed | Close | Shutdown
 FromWorker = (
     Ready | Closed | Failed | Opened | Block | Computing | Exhausted | Resync | Verdict | Progress
 )

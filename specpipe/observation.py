@@ -35,17 +35,18 @@ class Observation:
 
     def verdict(self, sequence: SequenceState, verdict: Verdict, now: float) -> None:
         """A verdict came: tell how long it took, unless the target had to read other tokens too."""
-        guesses, made = len(sequence.in_flight), sequence.sent_in
-        if made is None or made.reads:
+        step = sequence.steps[0]
+        guesses, made = len(step.block), step.made
+        if made.reads:
             return
-        by_model = (i for i, guess in enumerate(sequence.in_flight) if guess.source == "model")
+        by_model = (i for i, guess in enumerate(step.block) if guess.source == "model")
         verification = Verified(
             sequence.request,
             guesses,
             verdict.accepted,
             now - made.begun,
-            sequence.sent_alone,
-            sequence.waited,
+            step.alone,
+            made.waited,
             next(by_model, guesses),
             made.sequences,
             made.rows,

@@ -1,7 +1,8 @@
 """When to verify, and how much: the dispatch rules.
 
-The coordinator asks its policy whenever the target is idle. A policy sees confidences, lengths and
-clocks, never the tokens themselves. `elastic`, the rule of this project, is in elastic.py.
+The coordinator asks its policy whenever the target can be told what to do next. A policy sees
+confidences, lengths and clocks, never the tokens themselves. `elastic`, the rule of this project,
+is in elastic.py.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 @dataclass(slots=True)
 class Situation:
-    """What a policy may know when the target is idle.
+    """What a policy may know when the target is idle, or will be.
 
     Attributes:
         confidences: of the waiting tokens, in order.
@@ -28,6 +29,8 @@ class Situation:
             the rejection rule, where a token that is left out because of its own value makes the
             output lossy. A policy then decides from counts and clocks.
         free_guesses: whether guesses may come although the draft's model rests, by looking up.
+        queued: the target is still judging the block before. The first waiting token stands for the
+            one that it will draw itself: it costs no row, and without it the others are not judged.
     """
 
     confidences: Sequence[float]
@@ -40,6 +43,7 @@ class Situation:
     cut_age: float | None = None
     values_hidden: bool = False
     free_guesses: bool = False
+    queued: bool = False
 
 
 class Decision(NamedTuple):
@@ -155,10 +159,10 @@ class Policy(Observer, Protocol):
         `sequences`: how many are running.
         """
 
-    def alternates(self, sequences: int) -> bool:
-        """Whether so many sequences go in two halves: one is prepared while the other is judged.
+    def runs_ahead(self, sequences: int) -> bool:
+        """Whether the target is told of its next pass before it has ended one.
 
-        So the target has its next pass before it has ended one.
+        It always is where no draft follows. `sequences`: how many are running.
         """
 
     def spare(self, rows: int, age: float) -> float:

@@ -1,8 +1,8 @@
 """What follows from the state: who gets a slot, what the target does next, what drafts are told.
 
 The target makes one forward pass at a time, for all sequences that have something for it: blocks to
-be judged, and prompts to be read. Or it gets its next one, for the others, while it is at one, if
-the policy wants it so. The coordinator tells this module what happened; it has the last
+be judged, and prompts to be read. Or it is told of its next one while it is at one, if the policy
+wants it so. The coordinator tells this module what happened; it has the last
 word on nothing but time, so that no decision of it can change what is written.
 """
 
@@ -91,8 +91,8 @@ class Scheduler:
         self._now, self._commands = now, []
         self._admit()
         self._settle_passes()
-        if self._may_begin:
-            while self._begin_pass() and self._may_begin:
+        if not (self._passes and self._passes[0].answered):  # of one pass, all answers are heard
+            while self._takes_pass and self._begin_pass():
                 pass
             for sequence in self._running.values():
                 if sequence.followed:
@@ -125,22 +125,22 @@ class Scheduler:
     def _settle_passes(self) -> None:
         """Forget passes that are over, and note that the next one has begun."""
         first = self._passes[:1]
-        going = {sequence.sent_in for sequence in self._running.values() if sequence.extend}
+        going = {step.made for sequence in self._running.values() for step in sequence.steps}
         self._passes = [each for each in self._passes if each in going]
         if self._passes and self._passes[:1] != first:
             self._passes[0].begun = self._now
 
     @property
-    def _may_begin(self) -> bool:
+    def _takes_pass(self) -> bool:
         """Whether the target is to be given another pass, if there is one for it."""
         if not self._passes:
-            return not self._target_works
-        if len(self._passes) > 1 or not self.policy.alternates(len(self._running)):
+            return True
+        if len(self._passes) > 1:
             return False
-        (made,) = self._passes
-        unanswered = (each for each in self._running.values() if each.extend)
-        # Answers to one pass come one after the other: all are heard first.
-        return sum(each.sent_in is made for each in unanswered) == made.sequences
+        followed = any(sequence.followed for sequence in self._running.values())
+        if not (followed or self._taking_turns):
+            return True
+        return self.policy.runs_ahead(len(self._running))
 
     def _begin_pass(self) -> bool:
         """Let the target go to work, or wait for the draft; whether it has got a pass."""
@@ -148,14 +148,12 @@ class Scheduler:
         ready = [
             sequence
             for sequence in self._running.values()
-            if sequence.request in held and not sequence.extend
+            if sequence.request in held and sequence.takes_step(self._context_length)
         ]
         reading = [sequence for sequence in ready if self._taking_turns and sequence.reading]
         if reading:
             self._wait(reading)
             return False
-        if self.policy.alternates(len(self._running)):
-            ready = ready[: (len(self._running) + 1) // 2]
         ready, parts = self._share_reading(ready)
         spare = self._spare()
         blocks, late = self._choose_blocks(ready, spare)
@@ -209,14 +207,15 @@ class Scheduler:
         free_guesses = self._workers["draft"].guesses_freely
         situations = [
             sequence.situation(
-                sequence.left(self._context_length) - 1, self._now, free_guesses=free_guesses
+                sequence.most_guesses(self._context_length), self._now, free_guesses=free_guesses
             )
             for sequence in sequences
         ]
         blocks, late = [], []
         decisions = self.policy.decide_all(situations, spare) if situations else []
+        in_time = spare > 0 or not self._passes
         for sequence, situation, decision in zip(sequences, situations, decisions, strict=True):
-            kept = situation.may_wait and self._owes_word(sequence)
+            kept = in_time and situation.may_wait and self._owes_word(sequence)
             if decision.send is None or kept:
                 sequence.pause(decision.ahead)
                 sequence.awaited |= kept
@@ -233,21 +232,22 @@ class Scheduler:
         rests = all(map(self._rests, self._running.values()))
         left = len(blocks) + len(parts)
         made = Pass(left, 0, bool(parts), bool(self._passes), self._now)
+        if not made.queued:
+            decided = (each.decided for each, _ in blocks if each.decided is not None)
+            made.waited = self._now - max(decided, default=self._now)
         self._passes.append(made)
         for sequence, decision in blocks:
             left -= 1
             made.reads |= sequence.behind > 0
             assert decision.send is not None
-            extend = sequence.verify(self._next_id(), decision.send, more=left > 0)
-            made.rows += len(extend.tokens)
-            self._commands.append(self._to("target", extend))
-            sequence.note_sending(made, self._now, rests=rests)
+            message = sequence.verify(
+                self._next_id(), decision.send, made, rests=rests, more=left > 0
+            )
+            self._commands.append(self._to("target", message))
         for sequence, count in parts:
             left -= 1
-            extend = sequence.prefill(self._next_id(), count, more=left > 0)
-            sequence.sent_in = made
-            made.rows += len(extend.tokens)
-            self._commands.append(self._to("target", extend))
+            message = sequence.prefill(self._next_id(), count, made, more=left > 0)
+            self._commands.append(self._to("target", message))
 
     def _wait(self, sequences: list[SequenceState]) -> None:
         """Let these sequences wait until the draft says something, but not for ever."""

@@ -8,33 +8,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import NamedTuple
 
-from specpipe.messages import Block, Commit, Extend, Open, Role
-from specpipe.metrics import RequestMetrics, Source
+from specpipe.messages import Block, Commit, Extend, Open, Proceed, Role
+from specpipe.metrics import RequestMetrics
 from specpipe.pace import Pace
 from specpipe.policy import Judged, Situation
-from specpipe.sampling import GuessLaw, Sampling
+from specpipe.sampling import Sampling
+from specpipe.step import Drafted, Step, laws_of
 from specpipe.stopping import StopRule
 from specpipe.worker_state import Pass
 
 MOST_LOSSES = 3
 """How often in a row a worker may be lost over a request before it is tried no more with it."""
-
-
-class Drafted(NamedTuple):
-    """A guess: the token, the draft's confidence, its source, when that worked, and its law.
-
-    `offset`: how many guesses came before it since the draft last began anew.
-    """
-
-    token: int
-    confidence: float
-    source: Source
-    begun: float
-    ended: float
-    offset: int
-    law: GuessLaw | None = None
 
 
 class DraftState(Enum):
@@ -61,10 +46,9 @@ class SequenceState:
     Attributes:
         stop: says where the answer ends.
         committed: the prompt and all final tokens.
-        in_flight: the block that the target is judging.
+        steps: what the target was told and has not answered: one, and perhaps the next.
         waiting: drafted tokens not yet sent to the target.
         serial: of the latest commit or open; `fence`: blocks that saw less are stale.
-        extend: the command that the target has not answered yet.
         target_length: tokens in the target's cache, as far as its answers tell.
         exhausted_at: the serial at which the draft said that it can't go on.
         timer: id of the running timer, while waiting for the draft.
@@ -80,9 +64,7 @@ class SequenceState:
             is about; a draft that can guess at no cost does so in a fraction of a millisecond.
         awaited: whether the target was kept waiting for that word since the last verdict.
         run: how many guesses were taken since the draft last began anew.
-        sent_in: the pass that the latest extend is for; `sent_alone`: whether no model of a draft
-            worked when it was sent; `waited`: for how long the target had idled, if it was not at
-            another pass, which it did since `idle_since`.
+        decided: when the latest commit was.
     """
 
     request: int
@@ -92,11 +74,10 @@ class SequenceState:
     max_tokens: int
     committed: list[int]
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
-    in_flight: list[Drafted] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     waiting: list[Drafted] = field(default_factory=list)
     serial: int = 0
     fence: int = 0
-    extend: Extend | None = None
     target_length: int = 0
     draft: DraftState = DraftState.ABSENT
     exhausted_at: int = -1
@@ -111,20 +92,35 @@ class SequenceState:
     pause_at: int | None = None
     pace: Pace = field(default_factory=Pace)
     run: int = 0
-    sent_in: Pass | None = None
-    sent_alone: bool = False
-    waited: float = 0.0
-    idle_since: float | None = None
+    decided: float | None = None
     _commit_serials: list[int] = field(default_factory=list)
+
+    @property
+    def extend(self) -> Extend | None:
+        """The command that the target is at."""
+        message = self.steps[0].message if self.steps else None
+        assert not isinstance(message, Proceed), "what it comes to is known"
+        return message
+
+    @property
+    def in_flight(self) -> list[Drafted]:
+        """The block that the target is judging."""
+        return self.steps[0].block if self.steps else []
+
+    @property
+    def guesses(self) -> list[Drafted]:
+        """The chain behind what is committed."""
+        return [guess for step in self.steps for guess in step.block] + self.waiting
 
     @property
     def chain_length(self) -> int:
         """Tokens in the chain."""
-        return len(self.committed) + len(self.in_flight) + len(self.waiting)
+        sent = sum(len(step.block) for step in self.steps)
+        return len(self.committed) + sent + len(self.waiting)
 
     def chain(self) -> list[int]:
         """The whole chain's tokens."""
-        return self.committed + [d.token for d in self.in_flight + self.waiting]
+        return self.committed + [guess.token for guess in self.guesses]
 
     def left(self, context_length: int) -> int:
         """Tokens that may still be committed."""
@@ -144,9 +140,25 @@ class SequenceState:
         return limit, min(limit, self.pause_at)
 
     @property
+    def next_start(self) -> int:
+        """How many of the committed tokens the target knows once it has answered."""
+        coming = len(self.extend.tokens) if self.extend else 0
+        return min(self.target_length + coming, len(self.committed) - 1)
+
+    @property
     def behind(self) -> int:
-        """How many committed tokens the target has to read besides the last one."""
-        return len(self.committed) - 1 - self.target_length
+        """How many committed tokens it has to read then, besides the last one."""
+        return len(self.committed) - 1 - self.next_start
+
+    def most_guesses(self, context_length: int) -> int:
+        """How many guesses the target's next step may have, behind those that it is judging."""
+        return self.left(context_length) - 1 - len(self.in_flight)
+
+    def takes_step(self, context_length: int) -> bool:
+        """Whether the target can be told what to do next, and there will be something to do."""
+        if len(self.steps) > 1 or not (self.extend and self.extend.judges):
+            return len(self.steps) < 2
+        return self.most_guesses(context_length) > 0
 
     @property
     def reading(self) -> bool:
@@ -165,7 +177,7 @@ class SequenceState:
         return self.draft is DraftState.OPEN or self.draft is DraftState.OPENING
 
     def situation(self, largest_block: int, now: float, *, free_guesses: bool) -> Situation:
-        """What a policy may know, when the target is idle."""
+        """What a policy may know, when the target can be told what to do next."""
         waiting, pace = self.waiting, self.pace
         return Situation(
             [d.confidence for d in waiting],
@@ -178,6 +190,7 @@ class SequenceState:
             pace.cut_age,
             self.values_hidden,
             free_guesses,
+            self.extend is not None and self.extend.judges,
         )
 
     @property
@@ -207,6 +220,7 @@ class SequenceState:
         if block.start > end:
             return BlockFate.ERROR
         earlier = len(block.begun) - len(block.tokens)  # stretches that made no token
+        guesses = self.guesses
         for i, token in enumerate(block.tokens):
             position = block.start + i
             if position < len(self.committed):
@@ -214,7 +228,7 @@ class SequenceState:
                     self.fence = max(self.fence, self._serial_of(position))
                     return BlockFate.STALE
             elif position < end:
-                if token != self._pending(position).token:
+                if token != guesses[position - len(self.committed)].token:
                     return BlockFate.ERROR
             else:
                 begun, ended = block.begun[earlier + i], block.ended[earlier + i]
@@ -234,11 +248,11 @@ class SequenceState:
         """
         start, resting = len(self.committed), not self.drafting
         self.serial += 1
-        self.idle_since, self.awaited = now, False
-        sent, pending = len(self.in_flight), self.in_flight + self.waiting
+        self.decided, self.awaited = now, False
+        sent, pending = len(self.in_flight), self.guesses
         self.committed += tokens
         self._commit_serials += [self.serial] * len(tokens)
-        self.in_flight, self.extend, self.pause_at = [], None, None
+        self.pause_at = None
         self.losses["target"] = 0
         self.unsent = len(tokens)
         same = 0
@@ -253,7 +267,7 @@ class SequenceState:
             self.pace.restart(now, resting=resting, fresh=True)
         elif resting:
             self.pace.restart(now, resting=True, fresh=False)
-        self.waiting = [] if contradicted else pending[len(tokens) :]
+        self._end_step([] if contradicted else pending[len(tokens) :], whole=len(tokens) > sent)
         # Under the rejection rule, being equal to a bonus token is not the same as being accepted.
         telling = sent if self.sampling.rejects else len(pending)
         judged = [
@@ -265,8 +279,12 @@ class SequenceState:
     def unjudged(self) -> list[Judged]:
         """The guesses of a request that ends, of which nothing will be known."""
         start = len(self.committed)
-        pending = self.in_flight + self.waiting
-        return [self._judged(start + i, guess, None) for i, guess in enumerate(pending)]
+        return [self._judged(start + i, guess, None) for i, guess in enumerate(self.guesses)]
+
+    def read(self, length: int) -> None:
+        """The target has read so many tokens, and judged none."""
+        self.target_length = length
+        self._end_step(self.guesses, whole=True)
 
     def news(self, limits: tuple[int, int]) -> Commit | None:
         """What the draft that follows has to be told: new tokens, other limits, or nothing."""
@@ -290,30 +308,27 @@ class SequenceState:
         tokens, committed = tuple(self.chain()), len(self.committed)
         return Open(self.request, self.serial, tokens, committed, *limits, self.sampling)
 
-    def note_sending(self, made: Pass, now: float, *, rests: bool) -> None:
-        """A block is on its way, for this pass; whether the draft's model rests meanwhile.
-
-        A pass over guesses that the model made is none of a target alone, though the model be done.
-        """
-        by_model = any(guess.source == "model" for guess in self.in_flight)
-        self.sent_in, self.sent_alone = made, rests and not by_model
-        idled = not made.queued and self.idle_since is not None
-        self.waited = now - (self.idle_since or 0.0) if idled else 0.0
-
-    def verify(self, extend_id: int, count: int, *, more: bool = False) -> Extend:
+    def verify(
+        self, extend_id: int, count: int, made: Pass, *, rests: bool, more: bool = False
+    ) -> Extend | Proceed:
         """Send the first `count` waiting tokens, after whatever the target's cache still lacks.
 
-        `more`: another sequence's Extend follows, for the same pass.
+        `made`: the pass that this is for. `rests`: no model of a draft works meanwhile. `more`:
+        another sequence's follows, for the same pass.
         """
-        self.in_flight, self.waiting = self.waiting[:count], self.waiting[count:]
+        block, self.waiting = self.waiting[:count], self.waiting[count:]
         self.timer = None
-        tokens = self.committed[self.target_length :] + [d.token for d in self.in_flight]
-        return self._extend(extend_id, tokens, more)
+        # A pass over guesses of the model is none of a target alone, though the model be done.
+        alone = rests and not any(guess.source == "model" for guess in block)
+        tokens = self.committed[self.next_start :]
+        return self._send(extend_id, tokens, block, made, alone=alone, more=more)
 
-    def prefill(self, extend_id: int, count: int, *, more: bool = False) -> Extend:
-        """Feed the next `count` committed tokens; nothing is judged. `more`: see verify."""
-        tokens = self.committed[self.target_length : self.target_length + count]
-        return self._extend(extend_id, tokens, more)
+    def prefill(
+        self, extend_id: int, count: int, made: Pass, *, more: bool = False
+    ) -> Extend | Proceed:
+        """Feed the next `count` committed tokens; nothing is judged. `made`, `more`: see verify."""
+        tokens = self.committed[self.next_start :][:count]
+        return self._send(extend_id, tokens, [], made, alone=False, more=more)
 
     def lose_target(self, *, held: bool) -> None:
         """The target's cache is gone; what it was judging waits again.
@@ -321,8 +336,7 @@ class SequenceState:
         `held`: whether this request had a slot there.
         """
         self.losses["target"] += held
-        self.waiting = self.in_flight + self.waiting
-        self.in_flight, self.extend = [], None
+        self.waiting, self.steps = self.guesses, []
         self.target_length = 0
         self.timer, self.handover = None, False
 
@@ -347,24 +361,46 @@ class SequenceState:
             guess.ended,
         )
 
-    def _extend(self, extend_id: int, tokens: Sequence[int], more: bool) -> Extend:
-        self.extend = Extend(
-            self.request,
-            extend_id,
-            self.target_length,
-            tuple(tokens),
-            len(self.committed),
-            None if self.target_length else self.sampling,
-            tuple(d.law for d in self.in_flight if d.law),
-            more,
-        )
-        return self.extend
+    def _send(
+        self,
+        extend_id: int,
+        tokens: Sequence[int],
+        block: list[Drafted],
+        made: Pass,
+        *,
+        alone: bool,
+        more: bool,
+    ) -> Extend | Proceed:
+        guesses, start = tuple(guess.token for guess in block), self.next_start
+        message: Extend | Proceed
+        if self.extend and self.extend.judges:
+            message = Proceed(self.request, extend_id, guesses, laws_of(block[1:]), more)
+        else:
+            tokens, sampling = (*tokens, *guesses), None if start else self.sampling
+            known, laws = len(self.committed), laws_of(block)
+            message = Extend(self.request, extend_id, start, tokens, known, sampling, laws, more)
+        self.steps.append(Step(message, block, made, alone))
+        if len(self.steps) == 1:
+            self._begin_step()
+        return message
 
-    def _pending(self, position: int) -> Drafted:
-        offset = position - len(self.committed)
-        if offset < len(self.in_flight):
-            return self.in_flight[offset]
-        return self.waiting[offset - len(self.in_flight)]
+    def _end_step(self, guesses: list[Drafted], *, whole: bool) -> None:
+        """The target has answered; if it knew what to do next, it is doing it.
+
+        `guesses`: what is left of them; `whole`: see Proceed.
+        """
+        del self.steps[0]
+        self.waiting = guesses
+        if self.steps:
+            last = len(self.committed) - 1
+            self.steps[0] = self.steps[0].after(last, self.committed[last], guesses, whole=whole)
+            self.waiting = guesses[len(self.in_flight) :]
+            self._begin_step()
+
+    def _begin_step(self) -> None:
+        """What the first step comes to is known."""
+        assert self.extend
+        self.steps[0].made.rows += len(self.extend.tokens)
 
     def _serial_of(self, position: int) -> int:
         """The serial that committed a position; 0 for the prompt."""

@@ -8,10 +8,10 @@ taken in the order of that chance, as long as tokens per second rise:
 
     (sequences + sum of chances) / (seconds between passes + T(rows)).
 
-Between two passes lies what draft, coordinator and channels do. Many sequences can spare that: in
-two halves, of which one is prepared while the other is judged, so that the target never waits. Two
-passes of half as many rows take longer than one of all, so it is tried where it can be expected to
-be better, too.
+Between two passes lies what draft, coordinator and channels do. Many sequences can spare that: the
+target is told of its next pass shortly before it has ended one, so that it never waits. Then it has
+judged in vain where a guess follows one that falls, and the guesses come from before what it says.
+So this is tried, as the next thing is.
 
 The draft's model runs ahead for each as far as an unknown guess would still be worth its row. But
 it takes memory bandwidth, or cores, from the target. Whether it brings more than that is not
@@ -29,8 +29,6 @@ from specpipe.policy import Decision, Situation, Verified
 
 _MOST_GUESSES = 64  # in a pass
 _MOST_AHEAD = 16
-_LEAST_TO_HALVE = 4  # sequences
-_LOOK_EVERY = 64  # verdicts, to see whether halves are better
 _UNKNOWN = 2  # guesses a block, and ahead of it, as long as no pass was measured
 _TRIAL = 16  # passes
 _FIRST, _LONGEST = 64, 1024  # passes from one trial to the next
@@ -85,11 +83,7 @@ class Sharing:
         self._costs = costs
         self.passes = PassTimes()
         self._gap = Average(0.98)
-        self._rows = Average(0.98)  # of a sequence in a pass
-        self._halves: dict[int, bool] = {}  # whether they can be expected to be better
-        self._in_halves: bool | None = None  # None: out of the question
-        self._unlooked = 0
-        self._working, self._halving = _Trials(now=True), _Trials(now=True)
+        self._working, self._running_ahead = _Trials(now=True), _Trials(now=True)
         self._plain = 0.0  # seconds of a token in the latest pass, had it had no guesses
 
     def note(self, verification: Verified) -> None:
@@ -98,30 +92,16 @@ class Sharing:
         seconds = verification.waited + verification.seconds
         worked = min(verification.worked or seconds, seconds)
         self.passes.note(verification.rows, worked)
-        self._rows.add(verification.rows / count)
         if not verification.queued:
             self._gap.add(seconds - worked)
-        self._unlooked += 1
-        if self._unlooked >= _LOOK_EVERY:
-            self._unlooked, self._halves = 0, {}
-        tokens = verification.accepted + 1
-        self._working.note(tokens * self._plain, seconds / count)
-        if self._in_halves is not None:  # passes of other sizes, so only tokens can be compared
-            self._halving.note(tokens, seconds / count)
+        gain = (verification.accepted + 1) * self._plain
+        self._working.note(gain, seconds / count)
+        self._running_ahead.note(gain, seconds / count)
 
-    def alternates(self, sequences: int) -> bool:
+    @property
+    def runs_ahead(self) -> bool:
         """See Policy."""
-        self._in_halves = None
-        if sequences < _LEAST_TO_HALVE or not self.passes.seen:
-            return False
-        if sequences not in self._halves:
-            rows = round(sequences * self._rows.value)
-            times = self.passes.table(rows)
-            halves = times[rows // 2] + times[rows - rows // 2]
-            self._halves[sequences] = halves < self._gap.value + times[rows]
-        if self._halves[sequences]:
-            self._in_halves = self._halving.now
-        return bool(self._in_halves)
+        return self._running_ahead.now and self.passes.seen > 0
 
     def spare(self, rows: int, age: float) -> float:
         """See Policy."""
@@ -145,8 +125,11 @@ class Sharing:
             return [Decision(min(len(each), _UNKNOWN), _UNKNOWN) for each in chances]
         times = self.passes.table(count + _MOST_GUESSES + count)
         self._plain = times[count] / count
-        gap = 0.0 if self._in_halves else self._gap.value
-        blocks, expected = best_blocks(chances, times, gap)
+        gap = 0.0 if self._running_ahead.now else self._gap.value
+        # What stands for the target's own token costs no row, and is sent with what follows it.
+        lead = [int(each.queued) for each in situations]
+        follow = [each[first:] for each, first in zip(chances, lead, strict=True)]
+        blocks, expected = best_blocks(follow, times, gap)
         rows = count + sum(blocks)
         rate = expected / (gap + times[rows])
         row_cost = (times[rows + count] - times[rows]) / count
@@ -155,11 +138,11 @@ class Sharing:
         if spare > 0 and self._working.now and any(lacks):
             return [Decision(None, useful)] * count
         self._working.note_pass()
-        if self._in_halves is not None:
-            self._halving.note_pass()
+        self._running_ahead.note_pass()
+        blocks = [sent + first if sent else 0 for sent, first in zip(blocks, lead, strict=True)]
         if not self._working.now:
             return [Decision(sent, 0) for sent in blocks]
-        if self._is_worth_waiting(situations, rate, row_cost):
+        if not any(lead) and self._is_worth_waiting(situations, rate, row_cost):
             return [Decision(None, useful)] * count
         return [
             Decision(sent, max(0, useful + 1 - (len(situation.confidences) - sent)))

@@ -18,6 +18,7 @@ from specpipe.messages import (
     Message,
     Open,
     Opened,
+    Proceed,
     Progress,
     Verdict,
 )
@@ -277,7 +278,8 @@ class TargetModel:
 
     def __init__(self, world: World, draft: DraftModel) -> None:
         self._world, self._draft = world, draft
-        self._gathered: list[Extend] = []
+        self._gathered: list[Extend | Proceed] = []
+        self._latest: dict[int, tuple[int, bool]] = {}  # what followed a block, as Target has it
         self._free_at = 0
         self.busy_ticks = 0
 
@@ -286,11 +288,23 @@ class TargetModel:
         world = self._world
         if isinstance(message, Close):
             world.tell(Closed("target", message.request, 1))
-        elif isinstance(message, Extend):
+            self._latest.pop(message.request, None)
+        elif isinstance(message, Extend | Proceed):
             self._gathered.append(message)
             if not message.more:
-                extends, self._gathered = self._gathered, []
-                self._begin(extends)
+                messages, self._gathered = self._gathered, []
+                self._begin([self._settled(each) for each in messages])
+
+    def _settled(self, message: Extend | Proceed) -> Extend:
+        """What is to be done. What becomes of a block is known here before it is judged."""
+        if isinstance(message, Proceed):
+            position, whole = self._latest[message.request]
+            message = message.after(position, RIGHT, whole=whole)
+        if message.judges:
+            accepted = _accepted(message)
+            whole = accepted == len(message.judged)
+            self._latest[message.request] = message.verify_from + accepted, whole
+        return message
 
     def _begin(self, extends: list[Extend]) -> None:
         world = self._world
@@ -308,12 +322,12 @@ class TargetModel:
 
     def _answer(self, extend: Extend, begun: float, ended: float) -> Verdict | Progress:
         request, extend_id = extend.request, extend.extend_id
-        end = extend.start + len(extend.tokens)
-        if end < extend.verify_from:
+        if not extend.judges:
+            end = extend.start + len(extend.tokens)
             return Progress(request, 1, extend_id, end, begun, ended)
-        accepted = 0
-        for token in extend.tokens[extend.verify_from - extend.start :]:
-            if token != RIGHT:
-                break
-            accepted += 1
-        return Verdict(request, 1, extend_id, accepted, RIGHT, begun, ended, 0.0)
+        return Verdict(request, 1, extend_id, _accepted(extend), RIGHT, begun, ended, 0.0)
+
+
+def _accepted(extend: Extend) -> int:
+    """How many guesses stand."""
+    return next((i for i, token in enumerate(extend.judged) if token != RIGHT), len(extend.judged))

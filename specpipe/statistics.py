@@ -29,6 +29,7 @@ from specpipe.messages import (
     Block,
     Extend,
     Finish,
+    Proceed,
     Progress,
     Ready,
     Role,
@@ -37,6 +38,7 @@ from specpipe.messages import (
     Verdict,
 )
 from specpipe.metrics import RequestMetrics
+from specpipe.outstanding import Outstanding
 from specpipe.sequence import SequenceState
 from specpipe.stopping import FINISH_REASONS
 
@@ -120,7 +122,7 @@ class Statistics:
         self._pass: _Pass | None = None
         self._step_begun = 0.0  # when the draft's latest step began
         self._ready: dict[Role, Ready] = {}
-        self._extends: dict[int, Extend] = {}  # by request
+        self._outstanding = Outstanding()
         self._unread: dict[int, float] = {}  # when requests came that the target knows nothing of
         self._unanswered: dict[int, float] = {}  # the same of those that have no token yet
         self._moments: deque[_Moment] = deque(maxlen=16)
@@ -194,13 +196,10 @@ class Statistics:
 
     def _on_answer(self, event: Verdict | Progress, now: float) -> None:
         self._busy["target"].add(event.begun, event.ended)
-        extend = self._extends.get(event.request)
-        if extend is None or extend.extend_id != event.extend_id:  # it comes late
+        extend = self._outstanding.answered(event)
+        if extend is None:
             return
-        del self._extends[event.request]
-        rows = 0
-        if isinstance(event, Verdict):
-            rows = extend.start + len(extend.tokens) - extend.verify_from + 1
+        rows = len(extend.judged) + 1 if isinstance(event, Verdict) else 0
         if self._pass is None or self._pass.begun != event.begun:
             self._settle_pass()
             self._pass = _Pass(event.begun, event.ended, 0, only_judges=True)
@@ -216,10 +215,10 @@ class Statistics:
         self._pass = None
 
     def _on_send(self, send: Send, now: float) -> None:
-        extend = send.message
-        if isinstance(extend, Extend):
-            self._extends[extend.request] = extend
-            if (came := self._unread.pop(extend.request, None)) is not None:
+        message = send.message
+        if isinstance(message, Extend | Proceed):
+            self._outstanding.note(message)
+            if (came := self._unread.pop(message.request, None)) is not None:
                 self._times.request_queue_time.add(now - came)
 
     def _on_tokens(self, tokens: Tokens, now: float) -> None:
@@ -234,7 +233,8 @@ class Statistics:
             per_position[position] += 1
 
     def _on_finish(self, finish: Finish, now: float) -> None:
-        for by_request in (self._extends, self._unread, self._unanswered):
+        self._outstanding.forget(finish.request)
+        for by_request in (self._unread, self._unanswered):
             by_request.pop(finish.request, None)
         metrics = finish.metrics
         self._ended.finished[FINISH_REASONS.index(finish.reason)] += 1
@@ -292,7 +292,7 @@ class Statistics:
                 return "drafting"
             return "reading" if any(sequence.reading for sequence in sequences) else "idle"
         extends = [each.extend for each in sequences if each.extend]
-        if any(each.start + len(each.tokens) >= each.verify_from for each in extends):
+        if any(extend.judges for extend in extends):
             return "verifying"
         return "reading" if extends else "idle"
 

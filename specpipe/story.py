@@ -19,6 +19,7 @@ from specpipe.messages import (
     Message,
     Open,
     Opened,
+    Proceed,
     Progress,
     Ready,
     Resync,
@@ -35,8 +36,7 @@ def _finish(finish: Finish) -> str:
 
 
 def _extend(extend: Extend) -> str:
-    judged = extend.start + len(extend.tokens) - extend.verify_from
-    return f"is given {len(extend.tokens)} tokens, {max(0, judged)} of them to judge"
+    return f"is given {len(extend.tokens)} tokens, {len(extend.judged)} of them to judge"
 
 
 def _tokens(tokens: Tokens) -> str:
@@ -58,6 +58,7 @@ _STORIES: dict[type, tuple[int, Callable[[Any], str]]] = {
     Resync: (WARNING, lambda m: "missed a commit"),
     TimerFired: (DEBUG, lambda m: "the draft's token did not come in time"),
     Extend: (DEBUG, _extend),
+    Proceed: (DEBUG, lambda m: f"is to go on, with {len(m.guesses)} guesses"),
     Verdict: (DEBUG, lambda m: f"{m.accepted} stand, and {m.token} follows"),
     Block: (DEBUG, lambda m: f"guesses {len(m.tokens)} tokens from {m.start} on"),
     Commit: (DEBUG, lambda m: f"hears of {len(m.tokens)} tokens from {m.start} on"),

@@ -27,12 +27,14 @@ from specpipe.messages import (
     Finish,
     Gone,
     Lost,
+    Proceed,
     Progress,
     Submit,
     Tokens,
     Verdict,
     Vocabulary,
 )
+from specpipe.outstanding import Outstanding
 
 Row = Literal["draft", "target", "coordinator"]
 ROWS: tuple[Row, ...] = get_args(Row)
@@ -53,7 +55,8 @@ class Tracer:
         self._file = file
         self._origin: float | None = None  # the moment that counts as 0
         self._token_bytes: Sequence[bytes] = ()
-        self._extends: dict[int, Extend] = {}  # by request
+        self._outstanding = Outstanding()
+        self._judged: dict[int, Extend] = {}  # by request: the latest that a verdict came on
         # When each position of a request that runs was guessed.
         self._guessed: dict[int, dict[int, float]] = {}
         self._lines: list[str] = ["["]
@@ -101,14 +104,15 @@ class Tracer:
 
     def _note_command(self, command: Command, now: float) -> None:
         match command:
-            case Send(message=Extend() as extend):
-                self._extends[extend.request] = extend
+            case Send(message=Extend() | Proceed() as message):
+                self._outstanding.note(message)
             case Tokens():
                 self._note_commit(command, now)
             case Finish():
                 arguments = {"request": command.request, "reason": command.reason}
                 self._mark("coordinator", f"finish: {command.reason}", now, arguments)
-                self._extends.pop(command.request, None)
+                self._outstanding.forget(command.request)
+                self._judged.pop(command.request, None)
                 self._guessed.pop(command.request, None)
 
     def _note_block(self, block: Block) -> None:
@@ -130,7 +134,7 @@ class Tracer:
             self._slice("draft", block.sources[i], begun, ended, arguments)
 
     def _note_progress(self, progress: Progress) -> None:
-        if extend := self._answered(progress):
+        if extend := self._outstanding.answered(progress):
             arguments = {
                 "request": progress.request,
                 "tokens": len(extend.tokens) - progress.reused,
@@ -139,10 +143,10 @@ class Tracer:
             self._slice("target", "prefill", progress.begun, progress.ended, arguments)
 
     def _note_verdict(self, verdict: Verdict) -> None:
-        if not (extend := self._answered(verdict)):
+        if not (extend := self._outstanding.answered(verdict)):
             return
-        end = extend.start + len(extend.tokens)
-        block = end - extend.verify_from
+        self._judged[verdict.request] = extend
+        end, block = extend.start + len(extend.tokens), len(extend.judged)
         arguments = {
             "request": verdict.request,
             "position": extend.verify_from,
@@ -167,16 +171,11 @@ class Tracer:
             "last": tokens.origins[-1] if tokens.origins else "",
         }
         self._slice("coordinator", name, now, now + _INSTANT_US * 1e-6, arguments)
-        extend, guessed = self._extends.get(tokens.request), self._guessed[tokens.request]
-        if extend and extend.start + len(extend.tokens) > extend.verify_from:
+        extend, guessed = self._judged.get(tokens.request), self._guessed[tokens.request]
+        if extend and extend.judged:
             self._arrow("f", "coordinator", now, extend.extend_id)
         for position in [at for at in guessed if at < tokens.start + len(tokens.tokens)]:
             del guessed[position]
-
-    def _answered(self, answer: Progress | Verdict) -> Extend | None:
-        """The command that this answers, unless it comes late."""
-        extend = self._extends.get(answer.request)
-        return extend if extend and extend.extend_id == answer.extend_id else None
 
     def _text(self, tokens: Sequence[int]) -> str:
         known = self._token_bytes

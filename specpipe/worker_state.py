@@ -16,6 +16,8 @@ class Pass:
         reads: whether some are fed to be read, and not because they are judged.
         queued: whether the target was still at another one when this was sent.
         begun: when it was sent or, if it was queued, when the other one was over.
+        waited: seconds for which the target had idled then, since its last verdict.
+        answered: whether some of its answers have come.
         hurried: whether a timer runs that ends all waiting for guesses for the next one.
     """
 
@@ -24,6 +26,8 @@ class Pass:
     reads: bool
     queued: bool
     begun: float
+    waited: float = 0.0
+    answered: bool = False
     hurried: bool = False
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from specpipe.drafting.drafter import Sources
-from specpipe.messages import Block, Commit, Extend, FromWorker, Message, Ready, Role
+from specpipe.messages import Block, Commit, Extend, FromWorker, Message, Proceed, Ready, Role
 from specpipe.metrics import Source
 from specpipe.models.slots import Slots
 from specpipe.workers.draft import Draft
@@ -177,12 +177,14 @@ class TargetActor(Actor):
 
     def _handle(self) -> None:
         more = True
+        self.box = deque(self.target.in_order(self.box))
         while more and self.box:
             message = self.box.popleft()
-            more = isinstance(message, Extend) and message.more
+            more = isinstance(message, Extend | Proceed) and message.more
             if more:  # a pass of several fails now and then: then each is made alone
                 self.model.fails_shared = self.world.rng.random() < self.world.pass_failure_chance
-            if isinstance(message, Extend) and message.request in self.world.coordinator.sequences:
+            known = self.world.coordinator.sequences
+            if isinstance(message, Extend | Proceed) and message.request in known:
                 promises.check_laws(self, message)
             for answer in self.target.handle(message):
                 self.world.send_up(self, answer)

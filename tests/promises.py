@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from specpipe.codec import decode, encode
-from specpipe.messages import Block, Extend, Finish, Tokens
+from specpipe.messages import Block, Extend, Finish, Proceed, Tokens
 from specpipe.metrics import RequestMetrics
 from specpipe.sampler import Guess, Sampler
 from specpipe.sampling import GuessLaw
@@ -73,6 +73,9 @@ def check_sequence(world: "World", sequence: SequenceState) -> None:
         others = world.coordinator.sequences.values()
         stirs = any(other.extend or other.timer is not None for other in others)
         assert stirs, "stuck: the target is idle, and no timer runs"
+    if sequence.extend:
+        judged = [guess.token for guess in sequence.in_flight]
+        assert judged == list(sequence.extend.judged), "other guesses than the target judges"
     assert sequence.metrics.protocol_errors == 0, "a protocol error"
     assert not (world.clean and sequence.metrics.timeouts), "waited in vain, without any fault"
     guesses = sequence.chain_length - len(sequence.committed)
@@ -153,14 +156,19 @@ def check_guess(actor: "DraftActor", block: Block) -> None:
     assert block.laws == tuple(g.law for g in guesses if g.law), "not the law that was drawn from"
 
 
-def check_laws(actor: "TargetActor", extend: Extend) -> None:
+def check_laws(actor: "TargetActor", message: Extend | Proceed) -> None:
     """The rejection rule gets, with each guess, the law that it was drawn from."""
-    judged = extend.tokens[extend.verify_from - extend.start :]
-    sampling = actor.world.submitted[extend.request].sampling
+    sampling = actor.world.submitted[message.request].sampling
+    extend = actor.target._settled(message)
+    if extend is None:
+        return
     assert extend.sampling == (None if extend.start else sampling), "not told once"
+    judged, held = extend.judged, actor.target._held.get(message.request)
     assert len(extend.laws) == (len(judged) if sampling.rejects else 0)
+    fed = (held.tokens if held else [])[: extend.start]
+    known = fed + list(extend.tokens[: extend.verify_from - extend.start])
     for i, sent in enumerate(extend.laws):
-        before = actor.world.coordinator.sequences[extend.request].committed + list(judged[:i])
+        before = known + list(judged[:i])
         sampler, drafts = Sampler(sampling), actor.world.draft_laws.values()
         laws = [sampler.guess(draft(before), len(before), before).law for draft in drafts]
         laws.append(GuessLaw((judged[i],), (1.0,)))  # looked up

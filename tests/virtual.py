@@ -52,16 +52,16 @@ class RandomPolicy(Unlearned):
     """Does anything that is legal, and pauses the draft now and then."""
 
     def __init__(
-        self, rng: random.Random, wait_chance: float, pause_chance: float, halves: random.Random
+        self, rng: random.Random, wait_chance: float, pause_chance: float, ahead: random.Random
     ) -> None:
         self._rng, self._wait_chance, self._pause_chance = rng, wait_chance, pause_chance
-        self._halves, self._halves_chance = halves, halves.choice((0.0, 0.5, 1.0))
+        self._ahead, self._ahead_chance = ahead, ahead.choice((0.0, 0.5, 1.0))
 
-    def alternates(self, sequences: int) -> bool:
-        return sequences > 1 and self._halves.random() < self._halves_chance
+    def runs_ahead(self, sequences: int) -> bool:
+        return self._ahead.random() < self._ahead_chance
 
     def spare(self, rows: int, age: float) -> float:
-        return self._halves.choice((0.0, 0.1, 1.0, 5.0))
+        return self._ahead.choice((0.0, 0.1, 1.0, 5.0))
 
     def decide(self, situation: Situation) -> Decision:
         rng = self._rng
@@ -146,8 +146,8 @@ class World:
         self.policy = name
         if name == "random":
             pauses = rng.choice((0.0, 0.0, 0.3, 1.0))
-            halves = random.Random(f"{self._seed}: halves")
-            return RandomPolicy(rng, rng.choice((0.2, 0.6, 0.9)), pauses, halves)
+            ahead = random.Random(f"{self._seed}: ahead")
+            return RandomPolicy(rng, rng.choice((0.2, 0.6, 0.9)), pauses, ahead)
         if name in {"serial", "pearl"}:
             return make_policy(f"{name}:{rng.choice((1, 2, 4, 12))}")
         return make_policy(name)

@@ -35,11 +35,11 @@ from specpipe.training.evaluation import (
     make_drafters,
 )
 from specpipe.training.export import draft_weights, write_draft
-from specpipe.training.gathering import gather
+from specpipe.training.gathering import gather, list_shards
 from specpipe.training.network import Network
 from specpipe.training.optimising import Curve, Schedule, StageTold, Training
 from specpipe.training.report import Findings, write_report
-from specpipe.training.shards import Conversation, read_shard
+from specpipe.training.shards import Conversation, read_shard, shard_seconds
 from specpipe.training.student import coverage, head_ids, make_student, usual_layers
 from specpipe.training.work_folder import open_work
 from specpipe.training.worth import expect, time_pair
@@ -117,7 +117,7 @@ class Distillation:
         fixed = self._for_people() | {"target": target.name, "prompts": list(recipe.prompts)}
         del fixed["hours"], fixed["threads"], fixed["device"]
         self.work = open_work(folder, "distill", fixed)
-        self._checkpoint = self.work / "checkpoint.pt"
+        self._checkpoint, self._data = self.work / "checkpoint.pt", self.work / "data"
 
     def run(self) -> Findings:
         """All stages; at the end the draft is in its folder.
@@ -170,7 +170,7 @@ class Distillation:
         shards = gather(
             self.target,
             self.tokenizer,
-            self.work / "data",
+            self._data,
             seconds=0.0 if begun else self.recipe.hours * 3600 * _WRITING,
             threads=self.recipe.threads,
             device=self.recipe.device,
@@ -189,7 +189,10 @@ class Distillation:
         device = self.recipe.device
         lessons = Lessons(data, ids, size, self.recipe.seed, device)
         unseen = Lessons(held_out, ids, size, device=device)
-        seconds = self.recipe.hours * 3600 * _LEARNING
+        hours, written = self.recipe.hours, sum(map(shard_seconds, list_shards(self._data)))
+        # A slow target may have taken longer to write, but the whole is bounded.
+        left = hours * 3600 * (_WRITING + _LEARNING) - written
+        seconds = max(left, hours * 3600 * _LEARNING / 2)
         training = Training(
             network.to(device),
             Schedule(None, seconds, self.recipe.learning_rate, shape="linear", decay=_DECAY),

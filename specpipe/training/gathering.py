@@ -47,7 +47,8 @@ def gather(
         folder: where shards lie.
         seconds: how long it may take, before an interruption and after. At least two shards are
             made in any case; where a slow target's would take longer, they are cut short, and
-            have the conversations that ended first.
+            have the conversations that ended first. After these another is begun if half of it
+            can be expected to be written in time.
         threads: cores that compute.
         device: cpu, or cuda:N.
         prompts: what conversations begin with; left out, the target writes the user's turns too.
@@ -62,8 +63,7 @@ def gather(
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards = list_shards(folder)
-    spent = sum(map(shard_seconds, shards))
-    if len(shards) >= _LEAST and spent >= seconds:
+    if _are_enough(shards, seconds):
         return shards
     conversations = _CONVERSATIONS[device.partition(":")[0]]
     config = open_model(target.weights).config
@@ -83,8 +83,8 @@ def gather(
     director = Director(tokenizer, frame, prompts)
     for path in shards:
         _learn(director, tokenizer, frame, read_shard(path))
-    while len(shards) < _LEAST or spent < seconds:
-        begun = time.monotonic()
+    while not _are_enough(shards, seconds):
+        begun, spent = time.monotonic(), sum(map(shard_seconds, shards))
         # The first one must leave time for another.
         allowed = seconds / _LEAST * (len(shards) + 1) if len(shards) < _LEAST else math.inf
         scripts = director.scripts(seed * _MOST_SHARDS + len(shards), conversations)
@@ -98,10 +98,17 @@ def gather(
                 break
         path = folder / f"{len(shards):05}.safetensors"
         write_shard(path, written, time.monotonic() - begun)
-        spent += time.monotonic() - begun
         shards.append(path)
         _learn(director, tokenizer, frame, written)
     return shards
+
+
+def _are_enough(shards: Sequence[Path], seconds: float) -> bool:
+    """Whether there is no time for another shard."""
+    if len(shards) < _LEAST:
+        return False
+    spent = sum(map(shard_seconds, shards))
+    return spent + spent / len(shards) / 2 > seconds
 
 
 def list_shards(folder: Path) -> list[Path]:

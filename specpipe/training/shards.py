@@ -56,7 +56,7 @@ def write_shard(path: Path, conversations: Sequence[Conversation], seconds: floa
         "lengths": np.array([len(each.tokens) for each in conversations], np.int32),
         "replies": np.array([each.reply for each in conversations], np.int32),
     }
-    write_atomically(path, save(tensors, {_SECONDS: f"{seconds:.1f}"}))
+    write_atomically(path, save(tensors, {_SECONDS: f"{seconds:.3f}"}))
 
 
 def shard_seconds(path: Path) -> float:

@@ -26,7 +26,7 @@ def run_target(target: Target, channel: Channel, pulse: Pulse) -> None:
         messages = channel.receive(None)
         pulse.beat()
         arrived = time.monotonic()
-        for message in messages:
+        for message in target.in_order(messages):
             if isinstance(message, Shutdown):
                 return
             tell(log, message)

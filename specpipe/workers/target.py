@@ -2,7 +2,8 @@
 
 One command does it all. The cache holds all committed tokens but the last; an Extend feeds what is
 missing and the block, the rows give the target's law at each block position and one beyond, and the
-cache is cut back to what was accepted. Extends of several requests can share a forward pass.
+cache is cut back to what was accepted. Extends of several requests can share a forward pass. A
+Proceed is the next Extend as far as it could be said before the answer to the one before.
 
 This module does not know where blocks come from, nor what a draft is.
 """
@@ -21,6 +22,7 @@ from specpipe.messages import (
     Failed,
     FromWorker,
     Message,
+    Proceed,
     Progress,
     Verdict,
 )
@@ -38,12 +40,15 @@ class _Held:
         sampler: how to draw more.
         tokens: what the slot holds; behind the request's own, what an earlier one left there.
         length: how many are the request's own.
+        latest: the position and token that followed the latest block, and whether this stood as a
+            whole.
     """
 
     slot: int
     sampler: Sampler
     tokens: list[int]
     length: int = 0
+    latest: tuple[int, int, bool] | None = None
 
 
 @dataclass(slots=True)
@@ -93,7 +98,18 @@ class Target:
         self._incarnation = incarnation
         self._clock = clock
         self._held: dict[int, _Held] = {}
-        self._gathered: list[Extend] = []
+        self._gathered: list[Extend | Proceed] = []
+
+    def in_order(self, messages: Sequence[Message]) -> list[Message]:
+        """These, which came together, as they are to be handled: a request that ends ends first.
+
+        What it is to do before is in vain.
+        """
+
+        def ends(message: Message) -> bool:
+            return isinstance(message, Close) and message.request in self._held
+
+        return sorted(messages, key=ends, reverse=True)
 
     def handle(self, message: Message, idle: float = 0.0) -> list[FromWorker]:
         """Take one message; returns the answers.
@@ -101,7 +117,7 @@ class Target:
         `idle`: seconds between the last answer's leaving and this message's arrival.
         """
         match message:
-            case Extend():
+            case Extend() | Proceed():
                 self._gathered.append(message)
                 if message.more:
                     return []
@@ -113,11 +129,11 @@ class Target:
                 return [Closed("target", request, self._incarnation)]
         return []
 
-    def _pass(self, extends: Sequence[Extend], idle: float) -> list[FromWorker]:
-        """Do the work of several Extends in one forward pass, and answer each."""
+    def _pass(self, messages: Sequence[Extend | Proceed], idle: float) -> list[FromWorker]:
+        """Do the work of several of these in one forward pass, and answer each."""
         begun, works = self._clock(), list[_Work]()
         answers: list[FromWorker] = []
-        for extend in extends:
+        for extend in filter(None, map(self._settled, messages)):
             try:
                 works.append(self._prepare(extend))
             except Exception as error:  # one request's trouble must not end the others'
@@ -131,6 +147,16 @@ class Target:
             except Exception as error:
                 answers.append(self._failed(work.message, error))
         return answers
+
+    def _settled(self, message: Extend | Proceed) -> Extend | None:
+        """What is to be done; nothing if there is nothing to go on from, since that failed."""
+        if isinstance(message, Extend):
+            return message
+        held = self._held.get(message.request)
+        if held is None or held.latest is None:
+            return None
+        position, token, whole = held.latest
+        return message.after(position, token, whole=whole)
 
     def _prepare(self, message: Extend) -> _Work:
         held = self._hold(message)
@@ -175,6 +201,7 @@ class Target:
             logits, block, first, held.sampler, laws=message.laws, tokens=held.tokens
         )
         held.length = first + accepted
+        held.latest = held.length, token, accepted == len(block)
         self._cut(held, held.length)
         count = held.sampler.sampling.logprobs
         decided = [] if count is None else [*block[:accepted], token]
@@ -194,6 +221,7 @@ class Target:
     def _failed(self, message: Extend, error: Exception) -> Failed:
         if held := self._held.get(message.request):
             held.tokens.clear()  # who knows what is in there
+            held.latest = None
         return Failed("target", message.request, self._incarnation, failure("target", error))
 
     def _hold(self, message: Extend) -> _Held:

@@ -25,6 +25,7 @@ from specpipe.messages import (
     Finish,
     Lost,
     Open,
+    Proceed,
     Progress,
     Ready,
     Role,
@@ -140,7 +141,7 @@ def wrapped(
 
     def apply(monkeypatch: pytest.MonkeyPatch) -> None:
         original = getattr(cls, name)
-        monkeypatch.setattr(cls, name, lambda *args: change(original, *args))
+        monkeypatch.setattr(cls, name, lambda *args, **more: change(original, *args, **more))
 
     return apply
 
@@ -167,9 +168,28 @@ def _open_unfenced(open_: Any, sequence: SequenceState, limits: tuple[int, int])
     return message
 
 
-def _in_flight_vanishes(lose_target: Any, sequence: SequenceState) -> None:
-    sequence.in_flight = []
-    lose_target(sequence)
+def _in_flight_vanishes(lose_target: Any, sequence: SequenceState, *, held: bool) -> None:
+    del sequence.steps[:1]
+    lose_target(sequence, held=held)
+
+
+def _next_step_vanishes(lose_target: Any, sequence: SequenceState, *, held: bool) -> None:
+    del sequence.steps[1:]
+    lose_target(sequence, held=held)
+
+
+def _holds_whatever_was_drawn(
+    after: Any, message: Proceed, position: int, token: int, *, whole: bool
+) -> Extend:
+    extend: Extend = after(message, position, token, whole=whole)
+    return replace(extend, tokens=(token, *message.guesses[1:]))
+
+
+def _token_compared_only(
+    after: Any, message: Proceed, position: int, token: int, *, whole: bool
+) -> Extend:
+    extend: Extend = after(message, position, token, whole=True)
+    return extend
 
 
 def _last_token_only(
@@ -312,8 +332,8 @@ def _rows_swapped(compute: Any, target: Target, works: Sequence[Any]) -> None:
         work.logits = logits
 
 
-def _laws_swapped(extend: Any, sequence: SequenceState, *args: Any) -> Extend:
-    message: Extend = extend(sequence, *args)
+def _laws_swapped(send: Any, *args: Any, **more: Any) -> Extend | Proceed:
+    message: Extend | Proceed = send(*args, **more)
     return replace(message, laws=message.laws[::-1])
 
 
@@ -341,12 +361,15 @@ PLANTED: dict[str, Patch] = {
     "no exhausted": wrapped(Draft, "_is_to_say_so", lambda *_: False),
     "no timer": wrapped(Coordinator, "handle", _without_timers),
     "in-flight tokens vanish": wrapped(SequenceState, "lose_target", _in_flight_vanishes),
+    "guesses sent ahead vanish": wrapped(SequenceState, "lose_target", _next_step_vanishes),
+    "guesses behind another token": wrapped(Proceed, "after", _holds_whatever_was_drawn),
+    "guesses behind a block that fell": wrapped(Proceed, "after", _token_compared_only),
     "ready does not mean lost": wrapped(Coordinator, "_on_ready", _back_is_not_lost),
     "penalties see later guesses": _sees_too_much,
     "penalties miss the block": wrapped(Target, "handle", _sees_committed_only),
     "stop texts end with the verdict": wrapped(StopRule, "cut", _forgetful_stop),
     "rows of other sequences": wrapped(Target, "_compute", _rows_swapped),
-    "laws of other guesses": wrapped(SequenceState, "_extend", _laws_swapped),
+    "laws of other guesses": wrapped(SequenceState, "_send", _laws_swapped),
     "waits again after a timer": wrapped(Coordinator, "_on_timer", _patient),
     "limit told with new tokens only": wrapped(SequenceState, "news", _never_resumed),
 }

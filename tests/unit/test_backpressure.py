@@ -27,6 +27,7 @@ from specpipe.messages import (
     Finish,
     Lost,
     Message,
+    Proceed,
     Ready,
     Submit,
     Tokens,
@@ -106,13 +107,18 @@ def attach_target(user: Channel, folder: Path, slots: int) -> Channel:
     return target
 
 
+next_place: dict[int, int] = {}  # to be judged, by request
+
+
 def answer(target: Channel, timeout_s: float) -> int:
     """Answer what the hub asks; returns how much that was."""
-    extends = [message for message in target.receive(timeout_s) if isinstance(message, Extend)]
-    for extend in extends:
-        token = extend.verify_from % len(TOKEN_BYTES)
-        target.send(Verdict(extend.request, 1, extend.extend_id, 0, token, 0.0, 0.0, 0.0))
-    return len(extends)
+    messages = target.receive(timeout_s)
+    asked = [message for message in messages if isinstance(message, Extend | Proceed)]
+    for message in asked:
+        place = message.verify_from if isinstance(message, Extend) else next_place[message.request]
+        next_place[message.request], token = place + 1, place % len(TOKEN_BYTES)
+        target.send(Verdict(message.request, 1, message.extend_id, 0, token, 0.0, 0.0, 0.0))
+    return len(asked)
 
 
 def test_a_program_that_reads_nothing_for_a_while_misses_nothing(
@@ -142,7 +148,7 @@ def test_a_worker_that_takes_no_more_messages_is_given_up(
     target = attach_target(user, folder, 100)
     for request in range(100):  # more than any buffer of the system takes
         say(user, Submit(request, (1,) * 9_999, 1, sampling()))
-    assert answer(target, 10.0) == 1, "the next pass is for all others"
+    assert answer(target, 10.0) <= 2, "after a pass, and perhaps the next, one is for all others"
     assert until(user, Lost) == Lost("target", 1, "it takes no more messages")
     target.close()
 

@@ -22,6 +22,7 @@ from specpipe.messages import (
     Lost,
     Open,
     Opened,
+    Proceed,
     Progress,
     Ready,
     Resync,
@@ -33,7 +34,8 @@ from specpipe.messages import (
 from specpipe.metrics import Source
 from specpipe.policy import Decision, Policy, Situation, Verified
 from specpipe.sampling import GuessLaw
-from specpipe.sequence import MOST_LOSSES, Drafted, DraftState
+from specpipe.sequence import MOST_LOSSES, DraftState
+from specpipe.step import Drafted
 from specpipe.worker_state import Pass
 from tests.toys import sampling
 
@@ -154,11 +156,11 @@ def test_extend_in_flight_is_answered_by_its_id_only() -> None:
     desk.tell(Abort(0))
     desk.tell(Closed("target", 0, 1))
     desk.tell(Submit(1, tuple([1] * 30), 5, GREEDY))
-    (first,) = desk.sent(Extend)
+    first, second = desk.sent(Extend)
     progress = Progress(1, 1, first.extend_id, 8, 0.0, 0.0)
     desk.tell(progress)
-    (second,) = desk.sent(Extend)
-    assert (second.start, len(second.tokens)) == (8, 8)
+    (third,) = desk.sent(Extend)
+    assert [(each.start, len(each.tokens)) for each in (second, third)] == [(8, 8), (16, 8)]
     assert (first.sampling, second.sampling) == (GREEDY, None), "it is told once"
     assert desk.tell(progress) == []
     assert desk.coordinator.sequences[1].target_length == 8
@@ -351,7 +353,7 @@ def test_a_request_over_which_the_draft_dies_again_and_again_goes_on_without_it(
         desk.ready("draft", incarnation)
     assert desk.sent(Open) == []
     desk.verdict(0, 4)
-    assert desk.sent(Extend)
+    assert desk.sent(Proceed)
 
 
 @pytest.mark.parametrize("loss", ["lost", "failed", "aborted"])
@@ -598,10 +600,11 @@ def test_guesses_of_a_model_that_is_done_are_not_the_targets_own_speed(
     """At a request's end the model rests, and its last guesses are judged: taken for the speed of
     the target alone, that is never reached again, and the model is let rest for ever."""
     desk = Desk(TakeWaiting(), **FREE)
-    desk.sequence.in_flight = [Drafted(1, 0.5, source, 0.0, 0.0, 0)]
+    sequence = desk.sequence
+    sequence.steps, sequence.waiting = [], [Drafted(1, 0.5, source, 0.0, 0.0, 0)]
     made = Pass(1, 2, reads=False, queued=False, begun=0.0)
-    desk.sequence.note_sending(made, 0.0, rests=True)
-    assert desk.sequence.sent_alone is alone
+    sequence.verify(9, 1, made, rests=True)
+    assert sequence.steps[0].alone is alone
 
 
 def test_counts_are_kept_by_source() -> None:

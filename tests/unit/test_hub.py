@@ -26,6 +26,7 @@ from specpipe.messages import (
     Message,
     Open,
     Opened,
+    Proceed,
     Ready,
     Shutdown,
     Submit,
@@ -72,13 +73,13 @@ def test_a_request_goes_to_the_worker_and_its_tokens_come_back(
     hub.post(UsePolicy("serial:2"))  # it goes on all the same
     hub.submit(Submit(1, (1, 2, 3), 2, sampling()), updates.put)
     exchanged: list[Message] = []
-    for number, token in enumerate((4, 2)):
-        extend = receive(target)
-        assert isinstance(extend, Extend)
-        assert extend.verify_from == 3 + number
-        verdict = Verdict(1, 1, extend.extend_id, 0, token, 0.0, 1.0, 0.0)
+    asked = target.receive(10.0)  # both passes that two tokens take
+    assert [type(message) for message in asked] == [Extend, Proceed]
+    for number, (message, token) in enumerate(zip(asked, (4, 2), strict=True)):
+        assert isinstance(message, Extend | Proceed)
+        verdict = Verdict(1, 1, message.extend_id, 0, token, 0.0, 1.0, 0.0)
         target.send(verdict)
-        exchanged += [extend, verdict]
+        exchanged += [message, verdict]
         assert updates.get(timeout=10) == Tokens(
             1, 3 + number, (token,), ("bonus",), contradicts=False
         )

@@ -13,7 +13,7 @@ from specpipe.coordinator import Coordinator
 from specpipe.dispatch import make_policy
 from specpipe.events import Send
 from specpipe.figures import REQUEST_BOUNDS, ROWS, Counts, Figures, Histogram, rows_index
-from specpipe.messages import Block, Extend, Ready, Stats, Submit, Verdict
+from specpipe.messages import Block, Extend, Proceed, Ready, Stats, Submit, Verdict
 from specpipe.metrics import RequestMetrics
 from specpipe.statistics import BusyTime, Statistics
 from specpipe.stopping import FINISH_REASONS
@@ -133,28 +133,31 @@ class Scripted:
     def __init__(self) -> None:
         self.coordinator = Coordinator(make_policy("take_all"))
         self.statistics = Statistics(self.coordinator, 0.0, pipeline="p", pid=1, settings={})
-        self.extends: dict[int, Extend] = {}
+        self.asked: list[Extend | Proceed] = []  # of the target
 
     def tell(self, event, now):
         commands = self.coordinator.handle(event, now)
         self.statistics.note(event, commands, now)
         for command in commands:
-            if isinstance(command, Send) and isinstance(command.message, Extend):
-                self.extends[command.message.request] = command.message
+            if isinstance(command, Send) and isinstance(command.message, Extend | Proceed):
+                self.asked.append(command.message)
+
+    def answer(self, begun: float, ended: float, now: float) -> None:
+        """A verdict on what the target was asked first."""
+        asked = self.asked.pop(0)
+        self.tell(Verdict(asked.request, 1, asked.extend_id, 0, 4, begun, ended, 0.0), now)
 
 
 def test_a_pass_that_two_sequences_share_is_one_pass() -> None:
     """Otherwise batching makes the target look slower, and busy for longer than it was."""
     scripted = Scripted()
-    scripted.tell(Ready("target", 1, 2, 64, 5, "cpu:1", (1,)), 0.0)
     for request in (1, 2):
         scripted.tell(Submit(request, (1, 2, 3), 9, sampling()), 1.0)
-    for request in (1, 2):  # these read the prompts too
-        verdict = Verdict(request, 1, scripted.extends[request].extend_id, 0, 4, 1.0, 1.5, 0.0)
-        scripted.tell(verdict, 1.5)
-    for request in (1, 2):
-        verdict = Verdict(request, 1, scripted.extends[request].extend_id, 0, 4, 2.0, 2.25, 0.0)
-        scripted.tell(verdict, 2.3)
+    scripted.tell(Ready("target", 1, 2, 64, 5, "cpu:1", (1,)), 1.0)
+    for _ in range(2):  # these read the prompts too
+        scripted.answer(1.0, 1.5, 1.5)
+    for _ in range(2):
+        scripted.answer(2.0, 2.25, 2.3)
     figures = scripted.statistics.figures(3.0)
     passes = dict(zip(ROWS, figures.times.verification, strict=True))
     assert {rows: each.count for rows, each in passes.items() if each.count} == {"2": 1}
@@ -190,7 +193,7 @@ def test_rates_are_of_the_last_seconds() -> None:
     scripted.tell(Ready("target", 1, 2, 64, 5, "cpu:1", (1,)), 0.0)
     scripted.statistics.mark(0.0)
     scripted.tell(Submit(1, (1, 2, 3), 9, sampling()), 1.0)
-    scripted.tell(Verdict(1, 1, scripted.extends[1].extend_id, 0, 4, 1.0, 2.0, 0.0), 2.0)
+    scripted.answer(1.0, 2.0, 2.0)
     recent = scripted.statistics.figures(2.0)
     assert recent.recent.tokens_per_second == 0.5
     assert recent.workers[0].busy == 0.5

@@ -1,5 +1,7 @@
 """What the target writes for a draft to learn from, and the laws that are kept with it."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -268,6 +270,24 @@ def test_a_slow_target_has_its_shards_cut_short(target, tokenizer, tmp_path, mon
     folder = tmp_path / "data"
     shards = gather(target, tokenizer, folder, seconds=1e-6, threads=1, told=lambda *_: None)
     assert [len(read_shard(path)) for path in shards] == [5, 5]
+
+
+@pytest.mark.parametrize(("seconds", "more"), [(24.0, False), (26.0, True)])
+def test_a_shard_is_begun_if_half_of_it_fits(
+    target, tokenizer, tmp_path, written, seconds, more
+) -> None:
+    """A target that takes ten minutes for each goes past its time by as much."""
+    for number in range(2):
+        write_shard(tmp_path / f"{number:05}.safetensors", written, 10.0)
+    begun: list[str] = []
+
+    def told(share: float, line: str) -> None:
+        begun.append(line)
+        raise KeyboardInterrupt
+
+    with contextlib.suppress(KeyboardInterrupt):
+        gather(target, tokenizer, tmp_path, seconds=seconds, threads=1, told=told)
+    assert bool(begun) is more
 
 
 def test_prompts_without_room_for_a_reply_are_refused(target, tokenizer, tmp_path) -> None:

@@ -1,0 +1,57 @@
+"""What the target is told to do for one sequence, and the guesses that are judged by it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from specpipe.messages import Extend, Proceed
+from specpipe.metrics import Source
+from specpipe.sampling import GuessLaw
+from specpipe.worker_state import Pass
+
+
+class Drafted(NamedTuple):
+    """A guess: the token, the draft's confidence, its source, when that worked, and its law.
+
+    `offset`: how many guesses came before it since the draft last began anew.
+    """
+
+    token: int
+    confidence: float
+    source: Source
+    begun: float
+    ended: float
+    offset: int
+    law: GuessLaw | None = None
+
+
+def laws_of(block: Sequence[Drafted]) -> tuple[GuessLaw, ...]:
+    """What the guesses were drawn from, where the acceptance rule asks for it."""
+    return tuple(guess.law for guess in block if guess.law)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A command to the target, for one sequence.
+
+    Attributes:
+        message: the command.
+        block: the guesses in it; a Proceed's first one is for the place of the target's own token.
+        made: the pass that it is for.
+        alone: whether no model of a draft worked when it was sent, or made any of the guesses.
+    """
+
+    message: Extend | Proceed
+    block: list[Drafted]
+    made: Pass
+    alone: bool
+
+    def after(self, position: int, token: int, guesses: list[Drafted], *, whole: bool) -> "Step":
+        """What it comes to once the step before is answered: `token` was committed at `position`.
+
+        `guesses`: what is left of the sequence's guesses; `whole`: see Proceed.
+        """
+        if isinstance(self.message, Extend):
+            return self
+        message = self.message.after(position, token, whole=whole)
+        return Step(message, guesses[: len(message.judged)], self.made, self.alone)
