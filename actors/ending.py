@@ -8,7 +8,7 @@ from ray.exceptions import RayError, RayTaskError
 from specpipe.errors import SpecpipeError, UserError, WorkerError
 from specpipe.exhaustion import REMEDY
 from specpipe.machine import oom_kills
-from specpipe.messages import Role
+from specpipe.worker_messages import Role
 
 
 def has_ended(loop: Any) -> bool:

@@ -20,11 +20,11 @@ from specpipe.config import Config
 from specpipe.devices import Device, Placement, place, place_apart
 from specpipe.dispatch import takes_turns
 from specpipe.errors import UserError, WorkerError
-from specpipe.messages import Role
 from specpipe.models.draft_folder import is_draft_folder, target_of
 from specpipe.models.store import ModelFiles
 from specpipe.pair import ModelPair
 from specpipe.version import __version__
+from specpipe.worker_messages import Role
 
 _LISTED = 8
 

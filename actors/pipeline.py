@@ -23,12 +23,13 @@ from specpipe.devices import Device
 from specpipe.dispatch import make_policy, takes_turns
 from specpipe.errors import SpecpipeError, UserError
 from specpipe.hub_client import HubClient
-from specpipe.messages import Ready, Role, Submit, UsePolicy, Vocabulary
+from specpipe.messages import Submit, UsePolicy, Vocabulary
 from specpipe.new_file import new_file
 from specpipe.pair import ModelPair, Prompt
 from specpipe.sampling import MAX_SEED, Sampling, SamplingParams
 from specpipe.tokenizer import Detokenizer
 from specpipe.version import __version__
+from specpipe.worker_messages import Ready, Role
 from specpipe.workers.near import NearDraftConfig
 
 

@@ -26,9 +26,10 @@ from specpipe.errors import SpecpipeError, UserError, WorkerError
 from specpipe.gate import WorkerKeys, fresh_keys
 from specpipe.hub_client import HubClient
 from specpipe.machine import oom_kills
-from specpipe.messages import MAX_TEXT, Attach, Gone, Lost, Ready, Role
+from specpipe.messages import Attach, Gone, Lost
 from specpipe.models.store import ModelFiles
 from specpipe.pair import ModelPair
+from specpipe.worker_messages import MAX_TEXT, Ready, Role
 
 log = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from specpipe.messages import Role
 from specpipe.pulse import Reading
 from specpipe.vigil import Vigil
+from specpipe.worker_messages import Role
 
 _ASK_EVERY_S = 0.5
 

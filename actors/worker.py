@@ -13,8 +13,8 @@ from specpipe.channel import Channel
 from specpipe.devices import Device, pin_process, read_back
 from specpipe.drafting.drafter import DrafterKind, Sources
 from specpipe.gate import WorkerKeys
-from specpipe.messages import Ready, Role
 from specpipe.pulse import Pulse, Reading, Watched
+from specpipe.worker_messages import Ready, Role
 from specpipe.workers.draft import Draft
 from specpipe.workers.loop import run_draft, run_target
 from specpipe.workers.target import Target

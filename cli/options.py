@@ -12,8 +12,8 @@ from specpipe.cli.complete import model_name, one_of
 from specpipe.config import ACCEPTANCES, BACKENDS, DRAFTERS, NO_DRAFT, Config
 from specpipe.errors import UserError
 from specpipe.logs import FORMATS, LEVELS, set_up
-from specpipe.messages import Role
 from specpipe.models.interface import DTYPES
+from specpipe.worker_messages import Role
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

@@ -20,9 +20,9 @@ from specpipe.cli.options import (
 )
 from specpipe.completion import Completion
 from specpipe.errors import SpecpipeError, UserError
-from specpipe.messages import Ready, Role
 from specpipe.pair import ModelPair, Prompt
 from specpipe.sampling import SamplingParams
+from specpipe.worker_messages import Ready, Role
 
 if TYPE_CHECKING:
     from specpipe.actors.pipeline import Pipeline

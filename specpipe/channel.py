@@ -21,7 +21,8 @@ from specpipe.codec import MAX_MESSAGE_BYTES, decode, encode
 from specpipe.errors import ProtocolError, SpecpipeError, WorkerError
 from specpipe.gate import WorkerKeys
 from specpipe.leftovers import FOLDER_PREFIX, HUB, sweep
-from specpipe.messages import Message, Ping, Pong, Role
+from specpipe.messages import Message, Ping, Pong
+from specpipe.worker_messages import Role
 
 _HIGH_WATER_MARK = 10_000
 _LONGEST_PATH = 107  # sockaddr_un, less the final zero

@@ -9,7 +9,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 
-from specpipe.messages import Block, Message, Ping, Pong, Progress, Verdict
+from specpipe.messages import Message, Ping, Pong
+from specpipe.worker_messages import Block, Progress, Verdict
 
 _ASK_EVERY_S = 10.0
 _DRIFT = 1e-4  # seconds a second that two clocks may part: quartz does half of it

@@ -26,10 +26,26 @@ from specpipe.figures import (
     WorkerFigures,
 )
 from specpipe.messages import (
-    MAX_TEXT,
     Abort,
     Attach,
     Attached,
+    Finish,
+    Gone,
+    Lost,
+    Message,
+    Ping,
+    Pong,
+    Stats,
+    Submit,
+    Tokens,
+    UsePolicy,
+    Vocabulary,
+)
+from specpipe.metrics import RequestMetrics, SourceCounts, Spans
+from specpipe.sampling import GuessLaw, Sampling, TokenLogprobs
+from specpipe.stopping import FINISH_REASONS
+from specpipe.worker_messages import (
+    MAX_TEXT,
     Block,
     Close,
     Closed,
@@ -38,30 +54,16 @@ from specpipe.messages import (
     Exhausted,
     Extend,
     Failed,
-    Finish,
-    Gone,
-    Lost,
-    Message,
     Open,
     Opened,
-    Ping,
-    Pong,
     Proceed,
     Progress,
     Ready,
     Resync,
     Said,
     Shutdown,
-    Stats,
-    Submit,
-    Tokens,
-    UsePolicy,
     Verdict,
-    Vocabulary,
 )
-from specpipe.metrics import RequestMetrics, SourceCounts, Spans
-from specpipe.sampling import GuessLaw, Sampling, TokenLogprobs
-from specpipe.stopping import FINISH_REASONS
 
 VERSION = 8
 MAX_MESSAGE_BYTES = 16 * 2**20

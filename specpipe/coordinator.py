@@ -10,34 +10,29 @@ from typing import Any
 
 from specpipe.events import Command, Event, Send, TimerFired, urgency
 from specpipe.judgement import Decided, decide
-from specpipe.messages import (
+from specpipe.messages import Abort, Finish, Gone, Lost, Submit, Tokens, Vocabulary
+from specpipe.metrics import RequestMetrics
+from specpipe.observation import Observation
+from specpipe.pace import DraftState
+from specpipe.policy import Observer, Policy
+from specpipe.scheduler import Scheduler
+from specpipe.sequence import MOST_LOSSES, BlockFate, SequenceState
+from specpipe.stopping import FinishReason, StopRule
+from specpipe.worker_messages import (
     MAX_TEXT,
-    Abort,
     Block,
     Close,
     Closed,
     Computing,
     Exhausted,
     Failed,
-    Finish,
-    Gone,
-    Lost,
     Opened,
     Progress,
     Ready,
     Resync,
     Role,
-    Submit,
-    Tokens,
     Verdict,
-    Vocabulary,
 )
-from specpipe.metrics import RequestMetrics
-from specpipe.observation import Observation
-from specpipe.policy import Observer, Policy
-from specpipe.scheduler import Scheduler
-from specpipe.sequence import MOST_LOSSES, BlockFate, DraftState, SequenceState
-from specpipe.stopping import FinishReason, StopRule
 from specpipe.worker_state import WorkerState
 
 

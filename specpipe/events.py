@@ -2,19 +2,8 @@
 
 from dataclasses import dataclass
 
-from specpipe.messages import (
-    Abort,
-    Finish,
-    FromWorker,
-    Gone,
-    Lost,
-    Role,
-    Submit,
-    ToDraft,
-    Tokens,
-    ToTarget,
-    Vocabulary,
-)
+from specpipe.messages import Abort, Finish, Gone, Lost, Submit, Tokens, Vocabulary
+from specpipe.worker_messages import FromWorker, Role, ToDraft, ToTarget
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import errno
 
-from specpipe.messages import MAX_TEXT, Role
+from specpipe.worker_messages import MAX_TEXT, Role
 
 REMEDY = (
     "lower pipeline.max_num_seqs, pipeline.context_length or pipeline.prefill_chunk, or choose a "

@@ -32,22 +32,12 @@ from specpipe.messages import (
     Abort,
     Attach,
     Attached,
-    Close,
-    Commit,
     Finish,
     FromHub,
-    FromWorker,
     Gone,
     Lost,
-    Open,
-    Ready,
-    Role,
-    Said,
-    Shutdown,
     Submit,
-    ToDraft,
     Tokens,
-    ToTarget,
     UsePolicy,
     Vocabulary,
 )
@@ -58,6 +48,18 @@ from specpipe.statistics import Statistics
 from specpipe.story import tell
 from specpipe.tracing import Tracer
 from specpipe.watching import Window
+from specpipe.worker_messages import (
+    Close,
+    Commit,
+    FromWorker,
+    Open,
+    Ready,
+    Role,
+    Said,
+    Shutdown,
+    ToDraft,
+    ToTarget,
+)
 from specpipe.workers.near import NearDraft, NearDraftConfig
 
 log = logging.getLogger("specpipe.hub")  # this module is run by itself

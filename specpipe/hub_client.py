@@ -31,15 +31,13 @@ from specpipe.messages import (
     Finish,
     FromHub,
     Lost,
-    Ready,
-    Role,
-    Shutdown,
     Stats,
     Submit,
     ToHub,
     Tokens,
 )
 from specpipe.metrics import RequestMetrics
+from specpipe.worker_messages import Ready, Role, Shutdown
 
 Sink = Callable[[Tokens | Finish], None]
 

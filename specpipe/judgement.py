@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from specpipe.messages import Origin, Verdict
+from specpipe.messages import Origin
 from specpipe.sampling import TokenLogprobs
 from specpipe.sequence import SequenceState
 from specpipe.stopping import FinishReason
+from specpipe.worker_messages import Verdict
 
 
 class Decided(NamedTuple):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from specpipe.errors import UserError
-from specpipe.messages import MAX_TEXT, Role, Said
+from specpipe.worker_messages import MAX_TEXT, Role, Said
 
 if TYPE_CHECKING:
     from specpipe.channel import Channel

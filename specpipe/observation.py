@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from specpipe.messages import Block, Verdict
 from specpipe.policy import Judged, Observer, Verified
 from specpipe.sequence import SequenceState
+from specpipe.worker_messages import Block, Verdict
 
 
 class Observation:

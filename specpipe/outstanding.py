@@ -1,6 +1,6 @@
 """Which commands the target has yet to answer, for those who see them go and the answers come."""
 
-from specpipe.messages import Extend, Proceed, Progress, Verdict
+from specpipe.worker_messages import Extend, Proceed, Progress, Verdict
 
 
 class Outstanding:

@@ -3,6 +3,16 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
+
+
+class DraftState(Enum):
+    """Where the draft stands with a request."""
+
+    ABSENT = auto()  # not opened, or lost
+    OPENING = auto()  # reading the tokens; it can't be waited for yet
+    OPEN = auto()
+    FAILED = auto()  # the draft reported an error for this request: not opened again
 
 
 @dataclass(slots=True)

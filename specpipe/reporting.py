@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 from specpipe.channel import Channel
 from specpipe.events import Command, Event
-from specpipe.messages import Ready, Stats, Submit
+from specpipe.messages import Stats, Submit
 from specpipe.statistics import Statistics
 from specpipe.watching import Window
+from specpipe.worker_messages import Ready
 
 _EVERY_S = 1.0
 _AT_REST_S = 5.0  # Ray forgets what it has not heard for long

@@ -10,9 +10,10 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
 from specpipe.events import Command, Send, StartTimer
-from specpipe.messages import Role, ToDraft, ToTarget
+from specpipe.pace import DraftState
 from specpipe.policy import Decision, Policy
-from specpipe.sequence import DraftState, SequenceState
+from specpipe.sequence import SequenceState
+from specpipe.worker_messages import Role, ToDraft, ToTarget
 from specpipe.worker_state import Pass, WorkerState
 
 _READING_SHARE = 8

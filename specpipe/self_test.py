@@ -15,11 +15,12 @@ from specpipe.dispatch import make_policy
 from specpipe.drafting.drafter import Sources
 from specpipe.errors import SpecpipeError
 from specpipe.events import Command, Event, Send, StartTimer, TimerFired
-from specpipe.messages import Extend, Finish, Message, Ready, Submit, Tokens
+from specpipe.messages import Finish, Message, Submit, Tokens
 from specpipe.metrics import RequestMetrics
 from specpipe.models.interface import SequenceModel
 from specpipe.sampler import Sampler
 from specpipe.sampling import Sampling
+from specpipe.worker_messages import Extend, Ready
 from specpipe.workers.draft import Draft
 from specpipe.workers.target import Target
 

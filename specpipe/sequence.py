@@ -9,26 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from specpipe.messages import Block, Commit, Extend, Open, Proceed, Role
 from specpipe.metrics import RequestMetrics
-from specpipe.pace import Pace
+from specpipe.pace import DraftState, Pace
 from specpipe.policy import Judged, Situation
 from specpipe.sampling import Sampling
 from specpipe.step import Drafted, Step, laws_of
 from specpipe.stopping import StopRule
+from specpipe.worker_messages import Block, Commit, Extend, Open, Proceed, Role
 from specpipe.worker_state import Pass
 
 MOST_LOSSES = 3
 """How often in a row a worker may be lost over a request before it is tried no more with it."""
-
-
-class DraftState(Enum):
-    """Where the draft stands with a request."""
-
-    ABSENT = auto()  # not opened, or lost
-    OPENING = auto()  # reading the tokens; it can't be waited for yet
-    OPEN = auto()
-    FAILED = auto()  # the draft reported an error for this request: not opened again
 
 
 class BlockFate(Enum):

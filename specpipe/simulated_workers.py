@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from specpipe.messages import (
+from specpipe.messages import Message
+from specpipe.worker_messages import (
     Block,
     Close,
     Closed,
     Commit,
     Exhausted,
     Extend,
-    Message,
     Open,
     Opened,
     Proceed,

@@ -18,7 +18,7 @@ import numpy as np
 
 from specpipe.coordinator import Coordinator
 from specpipe.events import Send, StartTimer, TimerFired
-from specpipe.messages import Finish, Ready, Submit, Tokens
+from specpipe.messages import Finish, Submit, Tokens
 from specpipe.metrics import RequestMetrics
 from specpipe.policy import Observer, Policy
 from specpipe.sampling import Sampling
@@ -32,6 +32,7 @@ from specpipe.simulated_workers import (
     TargetModel,
     ticks,
 )
+from specpipe.worker_messages import Ready
 
 PARTS = 20
 """Into so many parts a run is cut to see how much they differ."""

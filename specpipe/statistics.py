@@ -25,22 +25,12 @@ from specpipe.figures import (
     WorkerFigures,
     rows_index,
 )
-from specpipe.messages import (
-    Block,
-    Extend,
-    Finish,
-    Proceed,
-    Progress,
-    Ready,
-    Role,
-    Submit,
-    Tokens,
-    Verdict,
-)
+from specpipe.messages import Finish, Submit, Tokens
 from specpipe.metrics import RequestMetrics
 from specpipe.outstanding import Outstanding
 from specpipe.sequence import SequenceState
 from specpipe.stopping import FINISH_REASONS
+from specpipe.worker_messages import Block, Extend, Proceed, Progress, Ready, Role, Verdict
 
 _RECENT_S = 6.0
 _MOST_SEQUENCES = 32  # that are told one by one

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from specpipe.messages import Extend, Proceed
 from specpipe.metrics import Source
 from specpipe.sampling import GuessLaw
+from specpipe.worker_messages import Extend, Proceed
 from specpipe.worker_state import Pass
 
 

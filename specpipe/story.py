@@ -6,25 +6,20 @@ from logging import DEBUG, INFO, WARNING
 from typing import Any
 
 from specpipe.events import Command, Event, TimerFired
-from specpipe.messages import (
+from specpipe.messages import Finish, Gone, Lost, Message, Submit, Tokens
+from specpipe.worker_messages import (
     Block,
     Close,
     Commit,
     Exhausted,
     Extend,
     Failed,
-    Finish,
-    Gone,
-    Lost,
-    Message,
     Open,
     Opened,
     Proceed,
     Progress,
     Ready,
     Resync,
-    Submit,
-    Tokens,
     Verdict,
 )
 

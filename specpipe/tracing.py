@@ -20,21 +20,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TextIO, get_args
 
 from specpipe.events import Command, Event, Send
-from specpipe.messages import (
-    Block,
-    Exhausted,
-    Extend,
-    Finish,
-    Gone,
-    Lost,
-    Proceed,
-    Progress,
-    Submit,
-    Tokens,
-    Verdict,
-    Vocabulary,
-)
+from specpipe.messages import Finish, Gone, Lost, Submit, Tokens, Vocabulary
 from specpipe.outstanding import Outstanding
+from specpipe.worker_messages import Block, Exhausted, Extend, Proceed, Progress, Verdict
 
 Row = Literal["draft", "target", "coordinator"]
 ROWS: tuple[Row, ...] = get_args(Row)

@@ -18,7 +18,7 @@ import tokenizers
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 
 from specpipe.errors import UserError
-from specpipe.messages import MAX_TEXT
+from specpipe.worker_messages import MAX_TEXT
 
 
 class TokenKind(IntEnum):

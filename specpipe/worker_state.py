@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from specpipe.messages import Ready
 from specpipe.metrics import Source
+from specpipe.worker_messages import Ready
 
 
 @dataclass(slots=True, eq=False)

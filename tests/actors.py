@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from specpipe.drafting.drafter import Sources
-from specpipe.messages import Block, Commit, Extend, FromWorker, Message, Proceed, Ready, Role
+from specpipe.messages import Message
 from specpipe.metrics import Source
 from specpipe.models.slots import Slots
+from specpipe.worker_messages import Block, Commit, Extend, FromWorker, Proceed, Ready, Role
 from specpipe.workers.draft import Draft
 from specpipe.workers.target import Target
 from tests import promises

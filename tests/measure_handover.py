@@ -18,11 +18,12 @@ from specpipe.config import Config
 from specpipe.devices import pin_process
 from specpipe.drafting.drafter import Sources
 from specpipe.hub_client import HubClient
-from specpipe.messages import Attach, Finish, Ready, Role, Submit, Tokens
+from specpipe.messages import Attach, Finish, Submit, Tokens
 from specpipe.models.store import models_dir, resolve
 from specpipe.pair import ModelPair
 from specpipe.pulse import Pulse
 from specpipe.sampling import Sampling
+from specpipe.worker_messages import Ready, Role
 from specpipe.workers.draft import Draft
 from specpipe.workers.loop import run_draft, run_target
 from specpipe.workers.target import Target

@@ -3,11 +3,13 @@
 from typing import TYPE_CHECKING
 
 from specpipe.codec import decode, encode
-from specpipe.messages import Block, Extend, Finish, Proceed, Tokens
+from specpipe.messages import Finish, Tokens
 from specpipe.metrics import RequestMetrics
+from specpipe.pace import DraftState
 from specpipe.sampler import Guess, Sampler
 from specpipe.sampling import GuessLaw
-from specpipe.sequence import DraftState, SequenceState
+from specpipe.sequence import SequenceState
+from specpipe.worker_messages import Block, Extend, Proceed
 from specpipe.workers.draft import Draft, _Chain
 from tests.toys import EOS, end_of
 

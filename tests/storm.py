@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from specpipe.actors import Pipeline
-from specpipe.messages import Role
+from specpipe.worker_messages import Role
 
 FAULTS: dict[str, tuple[str, tuple[Role, ...]]] = {
     "draft killed": ("kill", ("draft",)),

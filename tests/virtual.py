@@ -16,23 +16,10 @@ from specpipe.codec import decode, encode
 from specpipe.coordinator import Coordinator
 from specpipe.dispatch import Unlearned, make_policy
 from specpipe.events import Event, Send, StartTimer, TimerFired
-from specpipe.messages import (
-    Abort,
-    Commit,
-    Exhausted,
-    Finish,
-    FromWorker,
-    Gone,
-    Lost,
-    Message,
-    Resync,
-    Role,
-    Submit,
-    Tokens,
-    Vocabulary,
-)
+from specpipe.messages import Abort, Finish, Gone, Lost, Message, Submit, Tokens, Vocabulary
 from specpipe.policy import Decision, Policy, Situation
 from specpipe.sampling import Sampling
+from specpipe.worker_messages import Commit, Exhausted, FromWorker, Resync, Role
 from tests import promises
 from tests.actors import FOREVER, Actor, DraftActor, TargetActor
 from tests.toys import EOS, TOKEN_BYTES, VOCABULARY, DraftLaw, TargetLaw, ToyModel, decode_plain

@@ -15,7 +15,10 @@ from functools import partial
 
 from specpipe.drafting.drafter import LONGEST_RUN, Drafter, Proposal, Sources
 from specpipe.exhaustion import failure
-from specpipe.messages import (
+from specpipe.messages import Message
+from specpipe.metrics import Source
+from specpipe.models.interface import Logits
+from specpipe.worker_messages import (
     Block,
     Close,
     Closed,
@@ -25,13 +28,10 @@ from specpipe.messages import (
     ExhaustedReason,
     Failed,
     FromWorker,
-    Message,
     Open,
     Opened,
     Resync,
 )
-from specpipe.metrics import Source
-from specpipe.models.interface import Logits
 
 _LITTLE = 16  # tokens: who lacks no more than these shares a pass with others
 

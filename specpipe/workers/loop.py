@@ -7,9 +7,10 @@ from logging import Logger
 from specpipe.channel import Channel
 from specpipe.errors import WorkerError
 from specpipe.logs import log_of
-from specpipe.messages import FromWorker, Message, Shutdown
+from specpipe.messages import Message
 from specpipe.pulse import Pulse
 from specpipe.story import tell
+from specpipe.worker_messages import FromWorker, Shutdown
 from specpipe.workers.draft import Draft
 from specpipe.workers.target import Target
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from specpipe.drafting.drafter import Sources
 from specpipe.exhaustion import failure
 from specpipe.logs import log_of
-from specpipe.messages import Close, Commit, Failed, FromWorker, Open, Ready
 from specpipe.story import tell
+from specpipe.worker_messages import Close, Commit, Failed, FromWorker, Open, Ready
 from specpipe.workers.draft import Draft
 
 _INCARNATION = 1  # there is no other: it ends with the hub

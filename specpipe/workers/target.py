@@ -15,20 +15,20 @@ from dataclasses import dataclass
 from specpipe.acceptance import judge
 from specpipe.errors import ProtocolError
 from specpipe.exhaustion import failure
-from specpipe.messages import (
+from specpipe.messages import Message
+from specpipe.models.interface import Feed, Logits, SequenceModel
+from specpipe.models.slots import Slots, common_length
+from specpipe.sampler import Sampler, logprobs_of
+from specpipe.worker_messages import (
     Close,
     Closed,
     Extend,
     Failed,
     FromWorker,
-    Message,
     Proceed,
     Progress,
     Verdict,
 )
-from specpipe.models.interface import Feed, Logits, SequenceModel
-from specpipe.models.slots import Slots, common_length
-from specpipe.sampler import Sampler, logprobs_of
 
 
 @dataclass(slots=True)

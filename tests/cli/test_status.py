@@ -10,7 +10,8 @@ import pytest
 
 from specpipe.channel import Channel, socket_directory, worker_address
 from specpipe.hub_client import HubClient
-from specpipe.messages import Attach, Ready, Submit
+from specpipe.messages import Attach, Submit
+from specpipe.worker_messages import Ready
 from tests.programs import SPECPIPE
 from tests.toys import sampling
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from specpipe.messages import Abort, Role
+from specpipe.messages import Abort
+from specpipe.worker_messages import Role
 from tests.virtual import World
 
 SEEDS = 250

@@ -12,21 +12,10 @@ from hypothesis import strategies as st
 from specpipe.coordinator import Coordinator
 from specpipe.dispatch import TakeAll
 from specpipe.events import Event, Send
-from specpipe.messages import (
-    Block,
-    Commit,
-    Exhausted,
-    Extend,
-    Finish,
-    Open,
-    Opened,
-    Ready,
-    Submit,
-    Tokens,
-    Vocabulary,
-)
+from specpipe.messages import Finish, Submit, Tokens, Vocabulary
 from specpipe.sampler import Sampler
 from specpipe.sampling import Sampling
+from specpipe.worker_messages import Block, Commit, Exhausted, Extend, Open, Opened, Ready
 from specpipe.workers.target import Target
 from tests.toys import TOKEN_BYTES, VOCABULARY, TargetLaw, ToyModel, decode_plain, sampling
 

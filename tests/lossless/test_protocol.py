@@ -19,21 +19,11 @@ from specpipe.drafting import drafter as drafter_module
 from specpipe.drafting.drafter import Sources
 from specpipe.drafting.ngram import NGrams
 from specpipe.events import Event, Send, StartTimer, TimerFired
-from specpipe.messages import (
-    Block,
-    Extend,
-    Finish,
-    Lost,
-    Open,
-    Proceed,
-    Progress,
-    Ready,
-    Role,
-    Submit,
-    Verdict,
-)
-from specpipe.sequence import DraftState, SequenceState
+from specpipe.messages import Finish, Lost, Submit
+from specpipe.pace import DraftState
+from specpipe.sequence import SequenceState
 from specpipe.stopping import StopRule
+from specpipe.worker_messages import Block, Extend, Open, Proceed, Progress, Ready, Role, Verdict
 from specpipe.workers import target as target_module
 from specpipe.workers.draft import Draft, _Chain
 from specpipe.workers.target import Target

@@ -20,23 +20,11 @@ from specpipe.coordinator import Coordinator
 from specpipe.dispatch import make_policy
 from specpipe.hub import Hub
 from specpipe.hub_client import HubClient
-from specpipe.messages import (
-    Attach,
-    Attached,
-    Extend,
-    Finish,
-    Lost,
-    Message,
-    Proceed,
-    Ready,
-    Submit,
-    Tokens,
-    Verdict,
-    Vocabulary,
-)
+from specpipe.messages import Attach, Attached, Finish, Lost, Message, Submit, Tokens, Vocabulary
 from specpipe.reporting import Reporting
 from specpipe.statistics import Statistics
 from specpipe.watching import Window
+from specpipe.worker_messages import Extend, Proceed, Ready, Verdict
 from tests.toys import TOKEN_BYTES, sampling
 
 SETTINGS = {"policy": "take_all", "lookahead": 8, "prefill_chunk": 16, "wait_timeout_s": 1.0}

@@ -11,7 +11,7 @@ import zmq
 from specpipe.channel import Channel, socket_directory, worker_address
 from specpipe.codec import MAX_MESSAGE_BYTES, encode
 from specpipe.errors import SpecpipeError
-from specpipe.messages import Close, Progress
+from specpipe.worker_messages import Close, Progress
 
 
 @pytest.fixture

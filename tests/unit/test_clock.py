@@ -5,7 +5,8 @@ import random
 import pytest
 
 from specpipe.clock import RemoteClock
-from specpipe.messages import Block, Closed, Ping, Pong, Progress, Verdict
+from specpipe.messages import Ping, Pong
+from specpipe.worker_messages import Block, Closed, Progress, Verdict
 
 
 class Worker:

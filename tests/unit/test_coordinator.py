@@ -7,8 +7,14 @@ import pytest
 from specpipe.coordinator import Coordinator
 from specpipe.dispatch import Serial, TakeAll, Unlearned
 from specpipe.events import Command, Event, Send, StartTimer, TimerFired
-from specpipe.messages import (
-    Abort,
+from specpipe.messages import Abort, Finish, Gone, Lost, Submit, Tokens
+from specpipe.metrics import Source
+from specpipe.pace import DraftState
+from specpipe.policy import Decision, Policy, Situation, Verified
+from specpipe.sampling import GuessLaw
+from specpipe.sequence import MOST_LOSSES
+from specpipe.step import Drafted
+from specpipe.worker_messages import (
     Block,
     Close,
     Closed,
@@ -17,9 +23,6 @@ from specpipe.messages import (
     Exhausted,
     Extend,
     Failed,
-    Finish,
-    Gone,
-    Lost,
     Open,
     Opened,
     Proceed,
@@ -27,15 +30,8 @@ from specpipe.messages import (
     Ready,
     Resync,
     Role,
-    Submit,
-    Tokens,
     Verdict,
 )
-from specpipe.metrics import Source
-from specpipe.policy import Decision, Policy, Situation, Verified
-from specpipe.sampling import GuessLaw
-from specpipe.sequence import MOST_LOSSES, DraftState
-from specpipe.step import Drafted
 from specpipe.worker_state import Pass
 from tests.toys import sampling
 

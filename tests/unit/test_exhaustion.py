@@ -10,9 +10,9 @@ from specpipe import machine
 from specpipe.drafting.drafter import Sources
 from specpipe.errors import UserError
 from specpipe.exhaustion import REMEDY, is_exhaustion
-from specpipe.messages import Extend, Failed, Open
 from specpipe.models import loader
 from specpipe.models.loader import load_model
+from specpipe.worker_messages import Extend, Failed, Open
 from specpipe.workers.draft import Draft
 from specpipe.workers.target import Target
 from tests.toys import DraftLaw, TargetLaw, ToyModel, sampling

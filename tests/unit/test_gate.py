@@ -12,7 +12,8 @@ import zmq
 from specpipe.channel import Channel, network_address
 from specpipe.errors import WorkerError
 from specpipe.gate import Gate, fresh_keys
-from specpipe.messages import Attach, Close, Message, Opened, Progress, Shutdown
+from specpipe.messages import Attach, Message
+from specpipe.worker_messages import Close, Opened, Progress, Shutdown
 
 HERE = network_address("127.0.0.1")
 WITHIN_S = 10.0

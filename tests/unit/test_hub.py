@@ -16,22 +16,17 @@ from specpipe.codec import encode
 from specpipe.errors import WorkerError
 from specpipe.gate import fresh_keys
 from specpipe.hub_client import HubClient
-from specpipe.messages import (
-    Attach,
+from specpipe.messages import Attach, Finish, Message, Submit, Tokens, UsePolicy
+from specpipe.worker_messages import (
     Close,
     Commit,
     Exhausted,
     Extend,
-    Finish,
-    Message,
     Open,
     Opened,
     Proceed,
     Ready,
     Shutdown,
-    Submit,
-    Tokens,
-    UsePolicy,
     Verdict,
 )
 from tests.toys import sampling

@@ -10,21 +10,11 @@ import pytest
 from specpipe import logs
 from specpipe.channel import Channel, socket_directory, worker_address
 from specpipe.errors import UserError
-from specpipe.messages import (
-    Close,
-    Closed,
-    Extend,
-    Finish,
-    Gone,
-    Message,
-    Opened,
-    Said,
-    Shutdown,
-    Verdict,
-)
+from specpipe.messages import Finish, Gone, Message
 from specpipe.metrics import RequestMetrics
 from specpipe.pulse import Pulse
 from specpipe.story import tell
+from specpipe.worker_messages import Close, Closed, Extend, Opened, Said, Shutdown, Verdict
 from specpipe.workers.loop import run_target
 from specpipe.workers.target import Target
 from tests.toys import TargetLaw, ToyModel, sampling

@@ -13,25 +13,21 @@ from hypothesis import strategies as st
 from specpipe.codec import _TAGS, MAX_INT, MAX_MESSAGE_BYTES, VERSION, decode, encode
 from specpipe.errors import ProtocolError
 from specpipe.figures import ROWS, Counts, Figures, Histogram, Recent, Times
-from specpipe.messages import (
+from specpipe.messages import Finish, Message, Origin, Stats, Tokens
+from specpipe.metrics import RequestMetrics, Source, Spans
+from specpipe.sampling import GuessLaw, Sampling, TokenLogprobs
+from specpipe.stopping import FINISH_REASONS
+from specpipe.worker_messages import (
     MAX_TEXT,
     Block,
     Close,
     Commit,
     Exhausted,
     Failed,
-    Finish,
-    Message,
     Open,
-    Origin,
     Shutdown,
-    Stats,
-    Tokens,
     Verdict,
 )
-from specpipe.metrics import RequestMetrics, Source, Spans
-from specpipe.sampling import GuessLaw, Sampling, TokenLogprobs
-from specpipe.stopping import FINISH_REASONS
 from tests.fuzz import fuzz
 
 KINDS: tuple[type[Message], ...] = tuple(

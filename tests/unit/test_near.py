@@ -9,21 +9,18 @@ import pytest
 
 from specpipe.channel import Channel, socket_directory, worker_address
 from specpipe.hub_client import HubClient
-from specpipe.messages import (
-    Attach,
+from specpipe.messages import Attach, Finish, Submit, Tokens
+from specpipe.worker_messages import (
     Block,
     Close,
     Closed,
     Exhausted,
     Extend,
     Failed,
-    Finish,
     FromWorker,
     Open,
     Opened,
     Ready,
-    Submit,
-    Tokens,
     Verdict,
 )
 from specpipe.workers.draft import Draft

@@ -8,16 +8,9 @@ import pytest
 from specpipe.coordinator import Coordinator
 from specpipe.dispatch import Unlearned
 from specpipe.events import StartTimer, TimerFired
-from specpipe.messages import (
-    Block,
-    Commit,
-    Exhausted,
-    Opened,
-    Ready,
-    Submit,
-    Verdict,
-)
+from specpipe.messages import Submit
 from specpipe.policy import Decision, Judged, Situation, Verified
+from specpipe.worker_messages import Block, Commit, Exhausted, Opened, Ready, Verdict
 from tests.toys import sampling
 from tests.unit.test_coordinator import GREEDY, PROMPT, Desk
 

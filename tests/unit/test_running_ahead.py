@@ -8,21 +8,11 @@ from specpipe.dispatch import Unlearned, make_policy
 from specpipe.elastic import Elastic
 from specpipe.events import Command, Event, Finish, Send, StartTimer, TimerFired
 from specpipe.fleet import Fleet, Request
-from specpipe.messages import (
-    Block,
-    Commit,
-    Extend,
-    Failed,
-    Lost,
-    Opened,
-    Proceed,
-    Ready,
-    Submit,
-    Verdict,
-)
+from specpipe.messages import Lost, Submit
 from specpipe.policy import Decision, Judged, Situation, Verified
 from specpipe.sharing import Sharing
 from specpipe.simulated_workers import Hardware
+from specpipe.worker_messages import Block, Commit, Extend, Failed, Opened, Proceed, Ready, Verdict
 from specpipe.workers.target import Target
 from tests.toys import TargetLaw, ToyModel, decode_plain, sampling
 

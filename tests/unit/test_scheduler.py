@@ -5,23 +5,21 @@ from typing import Any
 from specpipe.coordinator import Coordinator
 from specpipe.dispatch import Serial, TakeAll, Unlearned
 from specpipe.events import Command, Event, Send, TimerFired
-from specpipe.messages import (
-    Abort,
+from specpipe.messages import Abort, Lost, Submit
+from specpipe.policy import Decision, Policy, Situation
+from specpipe.worker_messages import (
     Block,
     Close,
     Closed,
     Commit,
     Exhausted,
     Extend,
-    Lost,
     Open,
     Opened,
     Progress,
     Ready,
-    Submit,
     Verdict,
 )
-from specpipe.policy import Decision, Policy, Situation
 from tests.toys import sampling
 
 

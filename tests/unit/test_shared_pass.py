@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from specpipe.messages import Extend, Failed, Progress, Verdict
 from specpipe.models.interface import Feed, Interrupted, Logits
+from specpipe.worker_messages import Extend, Failed, Progress, Verdict
 from specpipe.workers.target import Target
 from tests.toys import TargetLaw, ToyModel, decode_plain, sampling
 

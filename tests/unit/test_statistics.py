@@ -13,10 +13,11 @@ from specpipe.coordinator import Coordinator
 from specpipe.dispatch import make_policy
 from specpipe.events import Send
 from specpipe.figures import REQUEST_BOUNDS, ROWS, Counts, Figures, Histogram, rows_index
-from specpipe.messages import Block, Extend, Proceed, Ready, Stats, Submit, Verdict
+from specpipe.messages import Stats, Submit
 from specpipe.metrics import RequestMetrics
 from specpipe.statistics import BusyTime, Statistics
 from specpipe.stopping import FINISH_REASONS
+from specpipe.worker_messages import Block, Extend, Proceed, Ready, Verdict
 from tests.toys import sampling
 from tests.virtual import World
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from specpipe.drafting.drafter import Sources
-from specpipe.messages import (
+from specpipe.messages import Message
+from specpipe.worker_messages import (
     Block,
     Close,
     Closed,
@@ -15,7 +16,6 @@ from specpipe.messages import (
     Exhausted,
     Extend,
     Failed,
-    Message,
     Open,
     Opened,
     Progress,
