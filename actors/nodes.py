@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from specpipe.actors.cluster import gpu_count
 from specpipe.config import Config
-from specpipe.devices import Device, Placement, place, place_apart
+from specpipe.devices import Device, Placement, parse_device, place, place_apart
 from specpipe.dispatch import takes_turns
 from specpipe.errors import UserError, WorkerError
 from specpipe.models.draft_folder import is_draft_folder, target_of
@@ -76,11 +76,13 @@ class Layout:
     Attributes:
         sites, placement: where each worker is, and on which device.
         draft_computes: whether the draft has a model.
+        hub: where the coordinator runs: cores of this host, or "auto".
     """
 
     sites: Mapping[Role, Site]
     placement: Placement
     draft_computes: bool
+    hub: Device
 
     @property
     def roles(self) -> tuple[Role, ...]:
@@ -93,12 +95,16 @@ class Layout:
         draft = self.placement.draft
         if draft is None or self.draft_computes or self.sites["draft"].node is not None:
             return False
-        return draft.cores == self.hub_cores
+        return self.sites["target"].node is None and draft.cores == self.placement.target.cores
 
     @property
     def hub_cores(self) -> tuple[int, ...]:
-        """The best cores for the hub: the target's, if it is on this node."""
-        return self.placement.target.cores if self.sites["target"].node is None else ()
+        """Where the hub runs: on the cores that models have here; none if one is not pinned."""
+        if self.hub.kind != "auto":
+            return self.hub.cores
+        roles: tuple[Role, ...] = ("draft", "target") if self.placement.draft else ("target",)
+        here = [self.device(role).cores for role in roles if self.sites[role].node is None]
+        return tuple(sorted(set().union(*here))) if all(here) else ()
 
     def device(self, role: Role) -> Device:
         """Where a model computes."""
@@ -193,7 +199,9 @@ def _here() -> Site:
 def _lay_out(config: Config, pair: ModelPair, sites: Mapping[Role, Site]) -> Layout:
     """Choose a device for each model on its site."""
     draft, target = sites["draft"], sites["target"]
-    computes = pair.draft is not None
+    computes, hub = pair.draft is not None, parse_device(config.pipeline.device)
+    if hub.kind != "auto":
+        hub = place_apart("coordinator", config.pipeline.device, gpus=0, cores=_here().cores)
     if config.draft is None or draft.id == target.id:
         with _named(target):
             placement = place(
@@ -204,7 +212,7 @@ def _lay_out(config: Config, pair: ModelPair, sites: Mapping[Role, Site]) -> Lay
                 draft_computes=computes,
                 taking_turns=takes_turns(config.pipeline.policy),
             )
-        return Layout(sites, placement, computes)
+        return Layout(sites, placement, computes, hub)
     with _named(draft):
         guesses_on = place_apart(
             "draft", config.draft.device, gpus=draft.gpus if computes else 0, cores=draft.cores
@@ -213,7 +221,7 @@ def _lay_out(config: Config, pair: ModelPair, sites: Mapping[Role, Site]) -> Lay
         verifies_on = place_apart(
             "target", config.target.device, gpus=target.gpus, cores=target.cores
         )
-    return Layout(sites, Placement(guesses_on, verifies_on, apart=True), computes)
+    return Layout(sites, Placement(guesses_on, verifies_on, apart=True), computes, hub)
 
 
 @contextmanager

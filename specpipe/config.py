@@ -158,6 +158,8 @@ class PipelineConfig:
             to wait.
         context_length: most tokens of prompt and answer together; None is the model's own.
         wait_timeout_s: seconds that the target waits for the draft before it goes on alone.
+        device: CPU cores of the coordinator, as specpipe.devices reads them; "auto": those that the
+            models have on its host.
         record: file to write what became of each guess to, as specpipe.recording has it, or None.
         trace: file to write what happened when to, as specpipe.tracing has it, or None.
 
@@ -173,6 +175,7 @@ class PipelineConfig:
     max_waiting: int = 1024
     context_length: int | None = None
     wait_timeout_s: float = 1.0
+    device: str = "auto"
     record: str | None = None
     trace: str | None = None
 
@@ -187,6 +190,10 @@ class PipelineConfig:
         if self.context_length is not None:
             _require_at_least("context_length", self.context_length, 2)
         _require_timeout("wait_timeout_s", self.wait_timeout_s)
+        if parse_device(self.device).kind == "cuda":
+            raise UserError(
+                f"the coordinator's device is {self.device!r}: give it cores, as cpu:0-1"
+            )
         for name in ("record", "trace"):
             if getattr(self, name) == "":
                 raise UserError(f"{name} is '': give the path of a file to write, or leave it out")

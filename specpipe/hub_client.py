@@ -51,8 +51,7 @@ class HubClient:
 
     Args:
         directory: for all sockets of the pipeline; the hub removes it if we can't.
-        cores: to pin the process to. Best are the target's: between a verdict and the next block,
-            when every moment counts, they idle.
+        cores: to pin the process to, if any are given.
         settings: `policy` and the arguments of Coordinator; `record` and `trace`,
             files for a recording and a trace; `about`, settings that its figures are to name (see
             Statistics); `log`, those of LogConfig; `near_draft`, those of NearDraftConfig, if the

@@ -119,7 +119,10 @@ def layouts(config: Config, placement: Placement) -> dict[str, Config]:
             "a model is on a node of its own: here all devices are given to all in turn, so leave "
             "--target-node and --draft-node out"
         )
+    everything = _all_devices(placement)
     pipeline = replace(config.pipeline, max_num_seqs=1, record=None, trace=None)
+    if everything:  # whoever works, the coordinator has the same cores
+        pipeline = replace(pipeline, device=_cores(everything))
     pair = replace(
         config,
         pipeline=pipeline,
@@ -137,7 +140,7 @@ def layouts(config: Config, placement: Placement) -> dict[str, Config]:
         )
         own_context = replace(alone.pipeline, context_length=None)
         found["draft"] = replace(alone, target=own, pipeline=own_context)
-    if everything := _all_devices(placement):
+    if everything:
         device = str(everything)
         target = replace(pair.target, device=device)
         turns = replace(pipeline, policy="serial:1", wait_timeout_s=_LONG_WAIT_S)
@@ -145,6 +148,11 @@ def layouts(config: Config, placement: Placement) -> dict[str, Config]:
         found["target on all"] = replace(alone, target=target)
         found["pair on all"] = replace(pair, target=target, draft=draft, pipeline=turns)
     return found
+
+
+def _cores(device: Device) -> str:
+    """The cores in it, for a process that needs no GPU."""
+    return str(device) if device.cores else "auto"
 
 
 def _all_devices(placement: Placement) -> Device | None:
