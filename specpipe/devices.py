@@ -123,7 +123,7 @@ def place(
         gpus: how many GPUs there are.
         cores: those that may be used; None asks the system for this process's own.
         draft_computes: False if the draft has no model: then it needs no device of its own, and
-            "auto" puts it onto the target's cores, which idle at just the moments that count.
+            "auto" puts it onto the target's cores, which idle when it works.
         taking_turns: True if only one of the models works at a time: then they may share cores.
 
     Raises:

@@ -101,7 +101,7 @@ class HubClient:
         self._on_worker, self._on_figures = on_worker, on_figures
         self._process = subprocess.Popen(  # noqa: S603 (our own module)
             [sys.executable, "-P", "-m", "specpipe.hub", json.dumps(self._settings)],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},  # its cores are the target's
+            env=os.environ | {"OMP_NUM_THREADS": "1"},  # its cores are those of models
             stdin=subprocess.PIPE,  # its end tells the hub that we are gone
             stdout=subprocess.PIPE,  # its end tells us that the hub is
             start_new_session=True,  # Ctrl-C is for us

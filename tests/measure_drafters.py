@@ -3,7 +3,8 @@
 For each kind of prompt: speed relative to the target alone (time of all prompts of the kind), the
 chance α of a guess that is reached, committed tokens by target pass. All settings take turns prompt
 by prompt, so that a change in the machine's speed meets all of them alike. Takes a file of prompts
-from SPECPIPE_PROMPTS, and of each `category` in it the first few.
+from SPECPIPE_PROMPTS, and of each `category` in it the first few; SPECPIPE_GPU names a GPU for
+both models.
 """
 
 import math
@@ -21,12 +22,15 @@ from tests.replay_drafter import OneChance, Text, speed
 
 EACH = int(os.environ.get("SPECPIPE_EACH", "3"))  # prompts of a kind
 TOKENS = 128
-ONE_CORE = {"target": {"device": "cpu:1"}}
+GPU = os.environ.get("SPECPIPE_GPU")
+ALONE = {"device": f"cuda:{GPU}" if GPU else "cpu:1"}
+BESIDE = {"target": ALONE} if GPU else {}
+DRAFT = {"device": f"cuda:{GPU}"} if GPU else {}
 SETTINGS = {
-    "target alone": {"draft": {"model": "none"}, **ONE_CORE},
-    "ngram": {"draft": {"drafter": "ngram"}, **ONE_CORE},
-    "model": {"draft": {"drafter": "model"}},
-    "hybrid": {},
+    "target alone": {"draft": {"model": "none"}, "target": ALONE},
+    "ngram": {"draft": {"drafter": "ngram"}, "target": ALONE},
+    "model": {"draft": {"drafter": "model", **DRAFT}, **BESIDE},
+    "hybrid": {"draft": DRAFT, **BESIDE},
 }
 Results = dict[str, list[Completion]]
 
