@@ -31,6 +31,7 @@ _MOST_GUESSES = 64  # in a pass
 _MOST_AHEAD = 16
 _UNKNOWN = 2  # guesses a block, and ahead of it, as long as no pass was measured
 _TRIAL = 16  # passes
+_ENOUGH, _CLEARLY = 6, 0.9  # passes of one that show what is clearly worse
 _FIRST, _LONGEST = 64, 1024  # passes from one trial to the next
 
 
@@ -54,19 +55,29 @@ class _Trials:
     def note_pass(self) -> None:
         """Another pass begins."""
         self._left -= 1
-        if self._left > 0:
+        if self._left > 0 and not self._fails:
             return
         if not self._trying:
             self.now, self._trying, self._left = not self.now, True, _TRIAL
             self._gains[self.now] = Rate(0.98)
             return
         self._trying = False
-        tried, usual = self._gains[self.now].value, self._gains[not self.now].value
-        if tried is not None and usual is not None and tried > usual:
+        if self._compared > 1:
             self._pause = _FIRST
         else:
             self.now, self._pause = not self.now, min(2 * self._pause, _LONGEST)
         self._left = self._pause
+
+    @property
+    def _fails(self) -> bool:
+        """Whether a trial need not go on."""
+        return self._trying and self._left <= _TRIAL - _ENOUGH and self._compared < _CLEARLY
+
+    @property
+    def _compared(self) -> float:
+        """What this way writes, by what the other one does."""
+        this, other = self._gains[self.now].value, self._gains[not self.now].value
+        return 1.0 if this is None or other is None else this / other
 
 
 class Sharing:
