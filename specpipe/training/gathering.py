@@ -81,8 +81,11 @@ def gather(
     frame = Frame.of(tokenizer)
     check_prompts(prompts, tokenizer, longest - LONGEST_REPLY)
     director = Director(tokenizer, frame, prompts)
+    earlier = 0  # conversations
     for path in shards:
-        _learn(director, tokenizer, frame, read_shard(path))
+        known = read_shard(path)
+        earlier += len(known)
+        _learn(director, tokenizer, frame, known)
     while not _are_enough(shards, seconds):
         begun, spent = time.monotonic(), sum(map(shard_seconds, shards))
         # The first one must leave time for another.
@@ -92,13 +95,13 @@ def gather(
         for each in write(model, frame, scripts, longest):
             written.append(each)
             passed = spent + time.monotonic() - begun
-            number = len(shards) * conversations + len(written)
-            told(min(1.0, passed / seconds), f"conversation {number}")
+            told(min(1.0, passed / seconds), f"conversation {earlier + len(written)}")
             if passed >= allowed and len(written) >= _LEAST_WRITTEN:
                 break
         path = folder / f"{len(shards):05}.safetensors"
         write_shard(path, written, time.monotonic() - begun)
         shards.append(path)
+        earlier += len(written)
         _learn(director, tokenizer, frame, written)
     return shards
 
