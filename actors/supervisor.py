@@ -349,9 +349,13 @@ class Supervisor:
         return model
 
     def _wants(self, role: Role) -> dict[str, float]:
-        """The Ray resources that a role's actor reserves."""
-        on_gpu = self._layout.device(role).kind == "cuda"
-        return {"CPU": self._config.ray.num_cpus, "GPU": 1.0 if on_gpu else 0.0}
+        """The Ray resources that a role's actor reserves.
+
+        In a Ray of our own a GPU is chosen by its number: reserved, it would be one pipeline's, and
+        another one beside it, as in a benchmark, would wait for ever.
+        """
+        foreign = self._layout.device(role).kind == "cuda" and not self._owns_ray
+        return {"CPU": self._config.ray.num_cpus, "GPU": 1.0 if foreign else 0.0}
 
     def _too_late(self) -> WorkerError:
         missing = [role for role in self._roles if role not in self._ready]

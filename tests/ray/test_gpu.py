@@ -1,9 +1,14 @@
 """CUDA: run with `make test-gpu` on a machine that has GPUs."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from specpipe.actors import Config, Pipeline, SamplingParams
+from specpipe.actors.nodes import Layout, Site
+from specpipe.actors.supervisor import Supervisor
+from specpipe.devices import Device, Placement
 from tests.prompts import prompts
 
 PARAMS = SamplingParams(max_tokens=32, temperature=0.8, seed=7)
@@ -38,3 +43,27 @@ def test_two_gpus_hold_a_model_each(smollm2):
         assert pipeline.workers["draft"].device == "cuda:0"
         assert pipeline.workers["target"].device == "cuda:1"
         assert all(c.metrics.acceptance_rate == 1.0 for c in pipeline.generate(prompts(3), PARAMS))
+
+
+@pytest.mark.gpu
+def test_pipelines_live_beside_each_other_on_one_gpu(smollm2):
+    """The benchmark keeps all of its own at once: the second waited for what the first had."""
+    together = config(smollm2, "cuda:0", "cuda:0")
+    with (
+        Pipeline.launch(together) as one,
+        Pipeline.launch(together.override(draft={"model": "none"})) as other,
+    ):
+        written = [pipeline.generate(prompts(1), PARAMS)[0].token_ids for pipeline in (one, other)]
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize(("ours", "reserved"), [(True, 0.0), (False, 1.0)])
+def test_a_gpu_is_reserved_where_others_may_want_it(ours, reserved, tmp_path):
+    """In a Ray of our own nobody else is there, and our own pipelines would wait for each other."""
+    gpu, here = Device("cuda", gpu=0), Site(None, (0,), 1)
+    layout = Layout(
+        {"target": here}, Placement(None, gpu), draft_computes=False, hub=Device("auto")
+    )
+    anything: Any = None
+    supervisor = Supervisor(anything, layout, Config(), tmp_path, anything, owns_ray=ours)
+    assert supervisor._wants("target")["GPU"] == reserved

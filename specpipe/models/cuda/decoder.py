@@ -8,6 +8,7 @@ What lies between the products works row by row (kernels.py).
 Tests run it on a CPU too, where reference.py stands in for the kernels and nothing is captured.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -28,6 +29,8 @@ from specpipe.models.weights import DecoderWeights, Floats, Linear, as_floats
 
 ROWS = 16
 _FLOAT16_MAX = 65504.0
+
+_capturing = threading.Lock()  # torch: one graph at a time in a process, whatever the stream
 
 _Matrix = tuple[Tensor, Tensor | None]
 
@@ -245,12 +248,13 @@ class CudaDecoder(Decoder):
             compute()
             return
         if compute not in self._graphs:
-            compute()  # compiles kernels, and makes workspaces, which a graph must not
-            self._wait()
-            graph = torch.cuda.CUDAGraph()
-            # Another thread of this process may be at work on the same GPU.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                compute()
+            with _capturing:  # the other model of this process may warm up at the same time
+                compute()  # compiles kernels, and makes workspaces, which a graph must not
+                self._wait()
+                graph = torch.cuda.CUDAGraph()
+                # It may be at work, too.
+                with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                    compute()
             self._graphs[compute] = graph.replay
         self._graphs[compute]()
 

@@ -1,5 +1,10 @@
 """The decoder in torch: what the other one computes, and bits that depend on no neighbour."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -83,3 +88,40 @@ def test_an_interrupted_pass_leaves_the_slot_as_it_was(tiny_gguf) -> None:
     assert model.forward(slot, IDS[30:170], 1, lambda: next(answers)) is None
     assert model.length(slot) == 20
     assert np.array_equal(model.forward(slot, IDS[20:], 180), expected[20:])
+
+
+@pytest.mark.gpu
+def test_two_models_of_a_process_become_ready_at_the_same_time(tiny_gguf) -> None:
+    """A capture that begins during another one fails: draft and target on one GPU never started."""
+    models = [load(tiny_gguf(f"{i}.gguf"), "cuda:0", "float32") for i in range(4)]
+    with ThreadPoolExecutor(len(models)) as threads:
+        found = list(threads.map(lambda model: model.forward(model.open(), IDS[:30], 1), models))
+    for each in found[1:]:
+        np.testing.assert_array_equal(each, found[0])
+
+
+def test_one_graph_is_captured_at_a_time(tiny_gguf, monkeypatch) -> None:
+    """The same without a GPU: whose captures would overlap if nothing kept them apart."""
+    begun, overlaps = [], []
+
+    class Graph:
+        def replay(self) -> None:
+            pass
+
+    @contextmanager
+    def capture(graph, **how):
+        overlaps.append(len(begun))
+        begun.append(graph)
+        time.sleep(0.02)
+        yield
+        begun.remove(graph)
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    models = [load(tiny_gguf(f"{i}.gguf"), "cpu", "float32") for i in range(2)]
+    for model in models:
+        monkeypatch.setattr(model, "_device", SimpleNamespace(type="cuda"))
+        monkeypatch.setattr(model, "_wait", lambda: None)
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda model: model._replay(lambda: None), models))
+    assert overlaps == [0, 0]
