@@ -32,18 +32,22 @@ _MOST_AHEAD = 16
 _UNKNOWN = 2  # guesses a block, and ahead of it, as long as no pass was measured
 _TRIAL = 16  # passes
 _ENOUGH, _CLEARLY = 6, 0.9  # passes of one that show what is clearly worse
+_BETTER = 1.03  # times as much must be written by waiting, or chance would decide between equals
 _FIRST, _LONGEST = 64, 1024  # passes from one trial to the next
 
 
 class _Trials:
     """One way to do it, or the other: what wrote more when it was last tried.
 
+    Args:
+        least: times as much the way that is tried must write, to be gone from then on.
+
     Attributes:
         now: the way that is gone.
     """
 
-    def __init__(self, *, now: bool) -> None:
-        self.now = now
+    def __init__(self, *, now: bool, least: float = 1.0) -> None:
+        self.now, self._least = now, least
         self._trying = False
         self._left, self._pause = _FIRST, _FIRST
         self._gains = {True: Rate(0.98), False: Rate(0.98)}
@@ -62,7 +66,7 @@ class _Trials:
             self._gains[self.now] = Rate(0.98)
             return
         self._trying = False
-        if self._compared > 1:
+        if self._compared > self._least:
             self._pause = _FIRST
         else:
             self.now, self._pause = not self.now, min(2 * self._pause, _LONGEST)
@@ -94,7 +98,8 @@ class Sharing:
         self._costs = costs
         self.passes = PassTimes()
         self._gap = Average(0.98)
-        self._working, self._running_ahead = _Trials(now=True), _Trials(now=True)
+        self._working = _Trials(now=True)
+        self._running_ahead = _Trials(now=True, least=_BETTER)
         self._plain = 0.0  # seconds of a token in the latest pass, had it had no guesses
 
     def note(self, verification: Verified) -> None:
