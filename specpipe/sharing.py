@@ -9,9 +9,9 @@ taken in the order of that chance, as long as tokens per second rise:
     (sequences + sum of chances) / (seconds between passes + T(rows)).
 
 Between two passes lies what draft, coordinator and channels do. Many sequences can spare that: the
-target is told of its next pass shortly before it has ended one, so that it never waits. Then it has
-judged in vain where a guess follows one that falls, and the guesses come from before what it says.
-So this is tried, as the next thing is.
+target is told of its next pass shortly before it has ended one, so that it never waits. But then
+its guesses come from before the verdict, and where one falls the next pass has none. So this is
+tried, as the next thing is.
 
 The draft's model runs ahead for each as far as an unknown guess would still be worth its row. But
 it takes memory bandwidth, or cores, from the target. Whether it brings more than that is not
