@@ -20,7 +20,7 @@ from specpipe.models.cpu.compiled import generated
 from specpipe.models.cpu.instructions import (
     BYTE,
     FLOAT,
-    HAS_AVX512,
+    HAS_VNNI,
     INT64,
     LANES,
     PAIRS,
@@ -41,7 +41,7 @@ from specpipe.models.cpu.instructions import (
 )
 from specpipe.models.gguf_blocks import INPUTS
 
-MOST_BLOCK_ROWS = 16 if HAS_AVX512 else 3
+MOST_BLOCK_ROWS = 16 if HAS_VNNI else 4
 """Of a tile: a sum of whole numbers for each has to stay in a register."""
 ROUNDED = 2 + INPUTS // 2
 """Words of 32 inputs once they are rounded: their scale, their sum, and their numbers in pairs."""

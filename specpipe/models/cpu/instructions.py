@@ -24,7 +24,7 @@ HAS_AVX512 = _has("avx512f")
 _HAS_AVX2, HAS_VNNI = _has("avx2"), _has("avx512vnni")
 CONVERTS_ASIDE = get_host_cpu_name().startswith("znver")
 """Whether float16 becomes float32 on other ports than those that multiply: so on AMD's Zen."""
-if HAS_VNNI:
+if HAS_VNNI or _HAS_AVX2:
     initialize_native_asmparser()
 
 FLOAT, HALF, BYTE = ir.FloatType(), ir.HalfType(), ir.IntType(8)
@@ -170,27 +170,43 @@ def add_products(builder: Any, left: Any, place: Any, sums: Any) -> Any:
         text, where = "vpdpwssd $2{1to16}, $1, $0", "=v,v,*m,0"
         code = ir.InlineAsm(kind, text, where, side_effect=False)
         return builder.call(code, [left, place, sums], arg_attrs={1: "elementtype"})
-    right = spread(builder, builder.load(place))
     if _HAS_AVX2:
-        return builder.add(sums, _products_by_halves(builder, left, right))
+        return _add_products_by_halves(builder, left, place, sums)
+    right = spread(builder, builder.load(place))
     for lower in (True, False):
         pair = [builder.shl(word, words(16)) if lower else word for word in (left, right)]
         sums = builder.add(sums, builder.mul(*(builder.ashr(word, words(16)) for word in pair)))
     return sums
 
 
-def _products_by_halves(builder: Any, left: Any, right: Any) -> Any:
-    """The sums of two products in each word, by AVX2's instruction for half as many."""
-    half, pairs = ir.VectorType(INT32, LANES // 2), ir.VectorType(PAIRS.element, LANES)
-    function = declared(
-        builder.module, "llvm.x86.avx2.pmadd.wd", ir.FunctionType(half, [pairs, pairs])
-    )
-    found = []
-    for first in (0, LANES // 2):
-        lanes = ir.Constant(half, list(range(first, first + LANES // 2)))
-        parts = [builder.shuffle_vector(word, word, lanes) for word in (left, right)]
-        found.append(builder.call(function, [builder.bitcast(part, pairs) for part in parts]))
-    return builder.shuffle_vector(*found, ir.Constant(WORDS, list(range(LANES))))
+def _add_products_by_halves(builder: Any, left: Any, place: Any, sums: Any) -> Any:
+    """The same by AVX2, whose vectors have 8 words.
+
+    Not by LLVM's intrinsic: of a chain of sums it makes a tree, for which all products are kept at
+    the same time, most of them in memory.
+    """
+    half = ir.VectorType(INT32, LANES // 2)
+    parts = [
+        builder.shuffle_vector(
+            vector, vector, ir.Constant(half, [*range(first, first + LANES // 2)])
+        )
+        for vector in (left, sums)
+        for first in (0, LANES // 2)
+    ]
+    results = ir.LiteralStructType([half] * 4)  # two sums, and two registers that it works in
+    kind = ir.FunctionType(results, [INT32.as_pointer(), *[half] * 4])
+    text = """
+        vpbroadcastd $4, $2
+        vpmaddwd $2, $5, $3
+        vpaddd $3, $0, $0
+        vpmaddwd $2, $6, $2
+        vpaddd $2, $1, $1
+    """
+    where = "=&x,=&x,=&x,=&x,*m,x,x,0,1"
+    code = ir.InlineAsm(kind, text, where, side_effect=False)
+    found = builder.call(code, [place, *parts], arg_attrs={0: "elementtype"})
+    lower, upper = (builder.extract_value(found, i) for i in range(2))
+    return builder.shuffle_vector(lower, upper, ir.Constant(WORDS, list(range(LANES))))
 
 
 def prefetch(builder: Any, place: Any) -> None:
