@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from specpipe.models.interface import SequenceModel
 
 _WARM_UP_TOKENS = 16
+_SWITCH_S = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,11 @@ class TargetHost(WorkerHost):
 
 class PairHost(WorkerHost):
     """Hosts both, on one GPU."""
+
+    def __init__(self, cores: tuple[int, ...], told: str) -> None:
+        super().__init__(cores, told)
+        # Who has Python may keep it for 5 ms, by default: several passes of a small target.
+        sys.setswitchinterval(_SWITCH_S)
 
 
 def _worker(spec: WorkerSpec, model: "SequenceModel | None") -> Draft | Target:

@@ -189,6 +189,8 @@ class Elastic:
         """See Policy."""
         if sequences > 1:
             return self._sharing.runs_ahead
+        if not self._resting.has_free_guesses:
+            return self._resting.now
         works = self._rule is not None and not self._resting.now
         return not (works or self._awaiting.now)
 

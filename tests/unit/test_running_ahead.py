@@ -302,11 +302,31 @@ def test_what_writes_less_ahead_is_not_done(pays: bool) -> None:
 def test_a_single_sequence_runs_ahead_where_no_word_is_awaited() -> None:
     """In a text that nobody can guess the target would idle after each token, for nothing."""
     rule = Elastic()
+    rule.decide(Situation([], 10, may_wait=False, free_guesses=True))
     assert not rule.runs_ahead(1)
     for _ in range(20):
         rule.verified(Verified(0, 0, 0, 0.004, alone=True, waited=0.0005))
         rule.verified(Verified(0, 0, 0, 0.004, alone=True, waited=0.0015, awaited=True))
     assert rule.runs_ahead(1)
+
+
+def test_a_model_that_rests_keeps_no_target_waiting() -> None:
+    """No word comes of a resting model that is all there is; the target waited for it all the same:
+    on a GPU a pair whose model rested wrote at 0.6 of the target's own speed.
+    """
+    rule = Elastic()
+    ahead, rested = [], 0
+    for _ in range(400):
+        decision = rule.decide(Situation([0.5], 10, may_wait=False))
+        rests = decision.ahead == 0
+        rested += rests
+        ahead.append(rule.runs_ahead(1) == rests)
+        rule.drafted(0.004)
+        rule.verified(Verified(0, int(not rests), 0, 0.004 if rests else 0.006, alone=rests))
+        rule.judged([] if rests else [Judged(0, 0, 0, 0.5, False, 0.0, 0.0)])
+        rule.reflect()
+    assert rested > 200
+    assert all(ahead)
 
 
 def test_a_target_far_away_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,8 +107,7 @@ class CudaDecoder(Decoder):
         self._normed = torch.zeros_like(self._hidden, dtype=self._kept_as)
         self._logits = torch.zeros(rows, len(self._covered), device=device)
         self._seen_logits = torch.zeros(rows, MOST_SEEN, device=device)
-        most = max(self._logits.numel(), self._seen_logits.numel())
-        self._host = torch.zeros(most, pin_memory=device.type == "cuda")
+        self._copies = [(each, self._on_host(each)) for each in (self._logits, self._seen_logits)]
         self._graphs: dict[Callable[[], None], Callable[[], None]] = {}
 
     @property
@@ -191,8 +190,9 @@ class CudaDecoder(Decoder):
                 self._wait()
                 if interrupted():
                     return None
-            for feed, rows in self._pass(batch):
-                found[feed.slot].append(self._fetch(rows))
+            judged = self._pass(batch)
+            for feed, logits in zip(judged, self._fetch([rows for _, rows in judged]), strict=True):
+                found[feed[0].slot].append(logits)
         nothing = np.empty((0, self.config.output_size), np.float32)
         return [
             each[0] if len(each) == 1 else np.concatenate([nothing, *each])
@@ -224,19 +224,24 @@ class CudaDecoder(Decoder):
             self._replay(self._head_pass)
         return judged
 
-    def _fetch(self, rows: slice) -> Logits:
-        """Logits of some rows of the pass before."""
-        covered = self._to_host(self._logits[rows])
-        if not self._seen:
-            return covered
-        seen = self._to_host(self._seen_logits[rows])
-        return spread(covered, self._covered, seen, self._seen.ids, self.config.output_size)
-
-    def _to_host(self, values: Tensor) -> Logits:
-        host = self._host[: values.numel()].view(values.shape)
-        host.copy_(values, non_blocking=True)
+    def _fetch(self, parts: Sequence[slice]) -> list[Logits]:
+        """Logits of some rows of the pass before, for which the host waits once."""
+        copies = self._copies if self._seen else self._copies[:1]
+        for there, here in copies:
+            for rows in parts:
+                here[rows].copy_(there[rows], non_blocking=True)
         self._wait()
-        return host.numpy().copy()
+        covered, *seen = [[here[rows].numpy() for rows in parts] for _, here in copies]
+        if not self._seen:
+            return [each.copy() for each in covered]
+        ids, size = self._seen.ids, self.config.output_size
+        return [
+            spread(first, self._covered, second, ids, size)
+            for first, second in zip(covered, *seen, strict=True)
+        ]
+
+    def _on_host(self, values: Tensor) -> Tensor:
+        return torch.zeros(values.shape, pin_memory=self._device.type == "cuda")
 
     def _wait(self) -> None:
         if self._device.type == "cuda":
