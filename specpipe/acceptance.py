@@ -15,8 +15,6 @@ Both are lossless. The token after the accepted ones is *recovered* where it rep
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from specpipe.errors import ProtocolError
 from specpipe.filters import Law
 from specpipe.models.interface import Logits
@@ -78,7 +76,5 @@ def _judge_by_rejection(
 
 def _chance(law: Law, token: int) -> float:
     """A token's chance in a law; 0 if it was ruled out."""
-    at = token if law.ids is None else int(np.searchsorted(law.ids, token))
-    if at >= len(law.weights) or (law.ids is not None and law.ids[at] != token):
-        return 0.0
-    return float(law.weights[at] / law.weights.sum())
+    at = law.index(token)
+    return 0.0 if at is None else float(law.weights[at] / law.weights.sum())

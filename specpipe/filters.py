@@ -7,8 +7,10 @@ logit_bias, repetition_penalty, frequency_penalty, presence_penalty; then, unles
 This module draws nothing.
 """
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,28 +19,49 @@ from specpipe.models.interface import Logits
 from specpipe.sampling import Sampling
 
 
-class Law(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Law:
     """A distribution over the tokens that survived the filters.
 
     Attributes:
         ids: int64[n], rising; None where every token of the vocabulary survived.
         scores: float64[n], logarithms of the chances but for a constant; the largest is 0.
-        weights: float64[n], exp(scores).
     """
 
     ids: NDArray[np.int64] | None
     scores: NDArray[np.float64]
-    weights: NDArray[np.float64]
+
+    @cached_property
+    def weights(self) -> NDArray[np.float64]:
+        """exp(scores): float64[n]. Of a whole vocabulary they take longer than drawing a token."""
+        weights: NDArray[np.float64] = np.exp(self.scores)
+        return weights
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def index(self, token: int) -> int | None:
+        """Where a token stands; None if it was ruled out."""
+        if self.ids is None:
+            return token if token < len(self) else None
+        at = int(np.searchsorted(self.ids, token))
+        return at if at < len(self) and self.ids[at] == token else None
 
     def keep(self, kept: NDArray[np.bool_] | NDArray[np.int64]) -> "Law":
         """The law of some of the tokens, chosen by a mask or by rising indices."""
-        ids = np.arange(len(self.scores))[kept] if self.ids is None else self.ids[kept]
-        return Law(ids, self.scores[kept], self.weights[kept])
+        ids = np.arange(len(self))[kept] if self.ids is None else self.ids[kept]
+        return Law(ids, self.scores[kept])
 
     def chances(self) -> NDArray[np.float64]:
         """The weights, made to sum to 1."""
         law: NDArray[np.float64] = self.weights / self.weights.sum()
         return law
+
+    def rough_chance(self, index: int) -> float:
+        """A token's chance, to within a millionth of it."""
+        with np.errstate(over="ignore"):
+            total = np.exp(self.scores.astype(np.float32)).sum(dtype=np.float64)
+        return min(1.0, math.exp(self.scores[index]) / float(total))
 
 
 _LEAST_WEIGHT = 1e-290  # the likeliest token weighs 1
@@ -88,7 +111,7 @@ def filtered(logits: Logits, sampling: Sampling) -> Law:
     scores -= scores.max()
     with np.errstate(over="ignore"):
         scores /= sampling.temperature
-    law = Law(None, scores, np.exp(scores))
+    law = Law(None, scores)
     if 0 < sampling.top_k < len(scores):
         law = law.keep(scores >= np.partition(scores, -sampling.top_k)[-sampling.top_k])
     if sampling.top_p < 1:
@@ -105,7 +128,7 @@ def likeliest(law: Law, count: int) -> Law:
     """
     if law.weights.min() < _LEAST_WEIGHT:
         law = law.keep(law.weights >= _LEAST_WEIGHT)
-    if len(law.weights) <= count:
+    if len(law) <= count:
         return law
     least = np.partition(law.weights, -count)[-count]
     above = np.flatnonzero(law.weights > least)

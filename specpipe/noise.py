@@ -62,6 +62,9 @@ _DRAWN = np.zeros(4, np.uint64)  # all of a block of words was drawn: the next c
 _PHILOX = _Philox()
 
 
+_CELL = 2**12  # words of one number
+
+
 def uniforms(words: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Words as numbers strictly between 0 and 1: the upper 52 bits, at the middle of their cell.
 
@@ -71,24 +74,33 @@ def uniforms(words: NDArray[np.uint64]) -> NDArray[np.float64]:
     return ((words >> np.uint64(12)).astype(np.int64).astype(np.float64) + 0.5) * 2.0**-52
 
 
-def race(scores: NDArray[np.float64], weights: NDArray[np.float64], u: NDArray[np.float64]) -> int:
+_NEAR = 10.0
+"""Of scores below the best: what lies further down wins seldom, and is looked at once it may."""
+
+
+def race(scores: NDArray[np.float64], words: NDArray[np.uint64]) -> int:
     """The index i with the largest scores[i] - log E[i], where E = -log(1 - u); ties: the lowest.
 
-    This draws i with a chance proportional to weights[i]: the exponential form of the Gumbel-max
-    trick. The logarithm in E is taken only where it can matter: E is at least u, so u / weight
-    bounds a key E / weight from below, and one exact key, that of the smallest bound, rules out all
-    but a handful.
+    This draws i with a chance proportional to exp(scores[i]): the exponential form of the
+    Gumbel-max trick. What takes time is done only where it can matter. E is at least u, so u /
+    weight bounds a key E / weight from below, and one exact key, that of the smallest bound, rules
+    out all but a handful. A token further down needs so small a u to come below that key that its
+    word alone shows it.
 
     Args:
         scores: float64[n], the largest near 0; -inf cannot win.
-        weights: exp(scores).
-        u: float64[n], strictly between 0 and 1.
+        words: uint64[n], of which `uniforms` makes u.
     """
-    with np.errstate(divide="ignore", over="ignore"):
-        bounds = u / weights
+    near = np.flatnonzero(scores >= -_NEAR)
+    u, weights = uniforms(words[near]), np.exp(scores[near])
+    bounds = u / weights
     first = int(bounds.argmin())
-    key = -math.log1p(-u[first]) / weights[first]
     # The margin covers the rounding of the division and of the logarithm.
-    near = np.flatnonzero(bounds <= key * (1 + 1e-9))
-    exact = scores[near] - np.log(-np.log1p(-u[near]))
+    key = -math.log1p(-u[first]) / weights[first] * (1 + 1e-9)
+    near = near[bounds <= key]
+    if len(scores) > len(weights):
+        least = min(key * math.exp(-_NEAR) * 2.0**64 + _CELL, 2.0**64 - _CELL)
+        far = np.flatnonzero(words <= np.uint64(least))
+        near = np.sort(np.concatenate([near, far[scores[far] < -_NEAR]]))
+    exact = scores[near] - np.log(-np.log1p(-uniforms(words[near])))
     return int(near[exact.argmax()])

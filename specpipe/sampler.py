@@ -54,7 +54,7 @@ class Sampler:
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
-        self._rows: OrderedDict[tuple[int, NoiseStream], NDArray[np.float64]] = OrderedDict()
+        self._rows: OrderedDict[tuple[int, NoiseStream], NDArray[np.uint64]] = OrderedDict()
 
     def choose(self, logits: Logits, position: int, tokens: Sequence[int] = ()) -> int:
         """The token at an absolute position.
@@ -79,10 +79,11 @@ class Sampler:
         law = filtered(logits, self.sampling)
         if not self.sampling.rejects:
             token = self._draw(law, position, NoiseStream.DRAW)
-            index = token if law.ids is None else int(np.searchsorted(law.ids, token))
-            return Guess(token, float(law.weights[index] / law.weights.sum()), None)
+            index = law.index(token)
+            assert index is not None
+            return Guess(token, law.rough_chance(index), None)
         law = likeliest(law, MOST_LAW_TOKENS)
-        assert law.ids is not None or len(law.weights) <= MOST_LAW_TOKENS
+        assert len(law) <= MOST_LAW_TOKENS
         chances = law.chances()
         ids = range(len(chances)) if law.ids is None else law.ids.tolist()
         sent = GuessLaw(tuple(ids), tuple(chances.tolist()))
@@ -102,19 +103,19 @@ class Sampler:
         With chance min(1, p / q): Leviathan et al., arXiv:2211.17192; Chen et al.,
         arXiv:2302.01318.
         """
-        return float(self._uniforms(position, 1, NoiseStream.ACCEPT)[0]) * guessed < chance
+        return self._uniform(position, 0, NoiseStream.ACCEPT) * guessed < chance
 
     def recover(self, law: Law, guess: GuessLaw, position: int) -> int:
         """The token in a refused guess's place: from what p exceeds q by."""
-        count = len(law.weights) if law.ids is None else int(law.ids[-1]) + 1
+        count = len(law) if law.ids is None else int(law.ids[-1]) + 1
         rest = np.zeros(max(count, max(guess.ids) + 1))
         rest[slice(count) if law.ids is None else law.ids] = law.chances()
         rest[list(guess.ids)] -= guess.chances
         ids = np.flatnonzero(rest > 0)
         if not len(ids):  # equal but for rounding, so that refusing had next to no chance
             return self._draw(law, position, NoiseStream.RECOVER)
-        weights = rest[ids] / rest[ids].max()
-        return self._draw(Law(ids, np.log(weights), weights), position, NoiseStream.RECOVER)
+        scores = np.log(rest[ids] / rest[ids].max())
+        return self._draw(Law(ids, scores), position, NoiseStream.RECOVER)
 
     def score(self, logits: Logits, position: int, tokens: Sequence[int], token: int) -> float:
         """What `choose` takes the largest of: log p - log E but for a constant; -inf if ruled out.
@@ -125,10 +126,10 @@ class Sampler:
         if self.sampling.greedy:
             return float(logits[token])
         law = filtered(logits, self.sampling)
-        at = token if law.ids is None else int(np.searchsorted(law.ids, token))
-        if law.ids is not None and (at == len(law.ids) or law.ids[at] != token):
+        at = law.index(token)
+        if at is None:
             return -math.inf
-        u = self._uniforms(position, token + 1, NoiseStream.DRAW)[token]
+        u = self._uniform(position, token, NoiseStream.DRAW)
         return float(law.scores[at]) - math.log(-math.log1p(-u))
 
     def _adjusted(self, logits: Logits, position: int, tokens: Sequence[int]) -> tuple[Logits, int]:
@@ -144,18 +145,20 @@ class Sampler:
 
     def _draw(self, law: Law, position: int, stream: NoiseStream) -> int:
         if law.ids is None:
-            u = self._uniforms(position, len(law.weights), stream)
-            return race(law.scores, law.weights, u)
-        u = self._uniforms(position, int(law.ids[-1]) + 1, stream)[law.ids]
-        return int(law.ids[race(law.scores, law.weights, u)])
+            return race(law.scores, self._words(position, len(law), stream))
+        words = self._words(position, int(law.ids[-1]) + 1, stream)[law.ids]
+        return int(law.ids[race(law.scores, words)])
 
-    def _uniforms(self, position: int, count: int, stream: NoiseStream) -> NDArray[np.float64]:
+    def _uniform(self, position: int, token: int, stream: NoiseStream) -> float:
+        return float(uniforms(self._words(position, token + 1, stream)[token:])[0])
+
+    def _words(self, position: int, count: int, stream: NoiseStream) -> NDArray[np.uint64]:
         """The row of a position, kept for a while: after a rollback it is needed once more."""
         row = self._rows.get((position, stream))
         if row is None or len(row) < count:
             sampling = self.sampling
-            words = noise_words(sampling.seed, sampling.sample, position, count, stream)
-            row = self._rows[position, stream] = uniforms(words)
+            row = noise_words(sampling.seed, sampling.sample, position, count, stream)
+            self._rows[position, stream] = row
             if len(self._rows) > self._KEPT_ROWS:
                 self._rows.popitem(last=False)
         return row[:count]

@@ -252,7 +252,7 @@ def _overlap(theirs: Logits, ours: Logits, sampling: Sampling) -> NDArray[np.flo
     for at, (p_logits, q_logits) in enumerate(zip(theirs, ours, strict=True)):
         law = likeliest(filtered(q_logits, sampling), MOST_LAW_TOKENS)
         p = filtered(p_logits, sampling).chances()
-        ids = np.arange(len(law.weights)) if law.ids is None else law.ids
+        ids = np.arange(len(law)) if law.ids is None else law.ids
         chances[at] = np.minimum(p[ids], law.chances()).sum()
     return chances
 

@@ -161,7 +161,7 @@ def test_likeliest_takes_exactly_so_many() -> None:
 def test_tokens_whose_chance_underflows_are_no_part_of_a_law_that_travels() -> None:
     """A chance of 0 is refused on the wire: at a low temperature every guess would be lost."""
     scores = np.array([0.0, -800.0, -1.0, -5000.0])
-    kept = likeliest(Law(None, scores, np.exp(scores)), 64)
+    kept = likeliest(Law(None, scores), 64)
     assert kept.ids is not None
     assert kept.ids.tolist() == [0, 2]
     assert (kept.chances() > 0).all()
