@@ -261,11 +261,15 @@ class Scheduler:
                 )
 
     def _owes_word(self, sequence: SequenceState) -> bool:
-        """Whether nothing waits but the target, for a word that the draft says at once."""
-        if sequence.word_due is None or sequence.waiting:
+        """Whether nothing waits but the target, for a word that the draft says at once.
+
+        A draft whose model reads somebody's prompt says it after that.
+        """
+        draft = self._workers["draft"]
+        if sequence.word_due is None or sequence.waiting or not draft.guesses_freely:
             return False
-        free = self._workers["draft"].guesses_freely
-        return free and self.policy.awaits_word(len(self._running))
+        reads = draft.computes and any(each.reading for each in self._running.values())
+        return not reads and self.policy.awaits_word(len(self._running))
 
     def _rests(self, sequence: SequenceState) -> bool:
         """Whether no model works for this sequence beside the target, up to the next commit."""

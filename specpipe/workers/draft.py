@@ -34,6 +34,7 @@ from specpipe.worker_messages import (
 )
 
 _LITTLE = 16  # tokens: who lacks no more than these shares a pass with others
+_READING_SHARE = 8  # beside others a text is read in parts so many times smaller
 
 
 @dataclass(slots=True)
@@ -94,7 +95,8 @@ class Draft:
     Args:
         sources: where guesses come from.
         incarnation: of this worker; goes into every message.
-        prefill_chunk: most tokens fed by one step, so that messages are not kept waiting.
+        prefill_chunk: most tokens fed by one step, so that messages are not kept waiting; fewer
+            where there are others, whom these are for.
         clock: monotonic seconds.
     """
 
@@ -261,8 +263,11 @@ class Draft:
         self._current = requests
         begun, answers = self._clock(), list[FromWorker]()
         chains = [self._chains[request] for request in requests]
+        chunk = self._prefill_chunk
+        if len(self._chains) > 1:
+            chunk = max(1, chunk // _READING_SHARE)
         try:
-            feeds = [chain.drafter.feed(chain.tokens, self._prefill_chunk) for chain in chains]
+            feeds = [chain.drafter.feed(chain.tokens, chunk) for chain in chains]
             found = self._sources.forward(feeds, interrupted)
         except Exception as error:
             if len(requests) == 1:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from specpipe.coordinator import Coordinator
 from specpipe.dispatch import Serial, TakeAll, Unlearned
 from specpipe.events import Command, Event, Send, TimerFired
@@ -208,3 +210,20 @@ def test_an_end_of_drafting_during_a_pass_is_no_broken_promise() -> None:
     desk.tell(Exhausted(0, 1, sequence.serial, "limit"))
     desk.tell(TimerFired(0, timer))
     assert sequence.metrics.timeouts == 0
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_word_is_not_awaited_while_the_draft_reads_a_newcomers_prompt(reads: bool) -> None:
+    """It comes after that: the target idled for as long as the model took for a whole prompt."""
+
+    class Patient(TakeWaiting):
+        def awaits_word(self, sequences: int) -> bool:
+            return True
+
+    desk = Desk(Patient(), slots=2)
+    desk.tell(Ready("draft", 2, 2, 100, 5, "cpu", (), ("model", "ngram")))
+    desk.submit(0, 1, prompt=1)
+    for request in (0,) if reads else (0, 1):
+        desk.tell(Opened(request, 2))
+    desk.answer(0)
+    assert [extend.request for extend in desk.sent(Extend)] == ([0, 1] if reads else [])

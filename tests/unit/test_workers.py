@@ -199,7 +199,7 @@ def test_one_pass_guesses_for_all_that_lack_little_and_a_long_text_has_one_of_it
     """One after the other, the last of eight waits for eight passes; behind a long text, as long
     as that takes to be read. And rows handed to the wrong chain.
     """
-    drafting = Drafting(slots=3, chunk=40)
+    drafting = Drafting(slots=3, chunk=320)  # 40 beside others
     prompts = ((1, 2, 3), (4, 1), (1, 2, 3, 4) * 20)
     for request, prompt in enumerate(prompts):
         drafting.open(prompt, request=request, limit=90, rest_at=90)
@@ -208,6 +208,18 @@ def test_one_pass_guesses_for_all_that_lack_little_and_a_long_text_has_one_of_it
     for request, prompt in enumerate(prompts):
         chain = drafting.draft._chains[request].tokens[len(prompt) :]
         assert chain == guesses(len(chain), prompt)
+
+
+def test_beside_others_a_text_is_read_in_small_parts() -> None:
+    """All at once it kept the others' words, and with them the target, for 60 ms of their time."""
+    drafting = Drafting(slots=2, chunk=32)
+    text = tuple(range(1, 5)) * 5
+    drafting.open(text)
+    assert len(drafting.draft.step()) == 2, "alone, in one step: it is open, and its first guess"
+    drafting.open(tuple(reversed(text)), request=1)
+    drafting.draft.step()
+    slot = drafting.draft._chains[1].drafter._slot
+    assert drafting.model.length(slot) <= 4
 
 
 def test_a_commit_for_one_drops_the_pass_for_all() -> None:
