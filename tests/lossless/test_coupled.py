@@ -236,6 +236,9 @@ def kinds_of_rows(rng: np.random.Generator, size: int) -> Iterator[Logits]:
     one[size // 2] = -7
     yield one
     yield np.zeros(size, dtype=np.float32)
+    many = np.full(size, -10.5, dtype=np.float32)  # each far behind the best, all together ahead
+    many[size // 3] = 0
+    yield many
 
 
 @pytest.mark.parametrize("temperature", [1e-6, 0.01, 0.7, 1.0, 2.0, 100.0])

@@ -69,6 +69,8 @@ def test_a_request_goes_to_the_worker_and_its_tokens_come_back(
     hub.submit(Submit(1, (1, 2, 3), 2, sampling()), updates.put)
     exchanged: list[Message] = []
     asked = target.receive(10.0)  # both passes that two tokens take
+    if len(asked) == 1:
+        asked += target.receive(10.0)
     assert [type(message) for message in asked] == [Extend, Proceed]
     for number, (message, token) in enumerate(zip(asked, (4, 2), strict=True)):
         assert isinstance(message, Extend | Proceed)
