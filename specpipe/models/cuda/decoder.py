@@ -225,7 +225,7 @@ class CudaDecoder(Decoder):
         return judged
 
     def _fetch(self, parts: Sequence[slice]) -> list[Logits]:
-        """Logits of some rows of the pass before, for which the host waits once, if there are any."""
+        """Logits of some rows of the pass before; the host waits once, if there are any."""
         if not parts:
             return []
         copies = self._copies if self._seen else self._copies[:1]
