@@ -1,7 +1,6 @@
 """Matrices as GGUF's types of 4 to 8 bits keep them: 32 inputs of an output share a scale, or 16.
 
-They can be multiplied as they are: see cpu/blocks.py. A scale is a number of 16 bits, or, where 256
-inputs have one in common (the types with a K), that times a whole number, which float32 holds.
+They can be multiplied as they are: see cpu/blocks.py.
 Formats: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
 """
 
@@ -16,22 +15,50 @@ from numpy.typing import NDArray
 
 from specpipe.models.gguf_file import GGUFFile
 
-Form = Literal["q4", "q8", "k4", "k8"]
+Form = Literal["q4", "q8", "k4", "k6", "k8"]
 INPUTS = 32
 """Of a block."""
 
 _BYTE_MAX, _NIBBLE_MAX = 127, 15
 _OF_K = 256  # inputs that a type with a K keeps together
 _FORMS: dict[Kind, tuple[Form, ...]] = {
-    Kind.Q4_0: ("q4", "k4", "k8"),
-    Kind.Q4_1: ("q4", "k4", "k8"),
+    Kind.Q4_0: ("q4", "k8"),
+    Kind.Q4_1: ("q4", "k8"),
     Kind.Q5_0: ("q8", "k8"),
     Kind.Q8_0: ("q8", "k8"),
-    Kind.Q4_K: ("k4", "k8"),
-    Kind.Q5_K: ("k8",),
-    Kind.Q6_K: ("k8",),
+    Kind.Q4_K: ("k4", "k6", "k8"),
+    Kind.Q5_K: ("k6", "k8"),
+    Kind.Q6_K: ("k6", "k8"),
 }
 """The forms that can hold a type, that which takes least first; the last holds all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """A number for each run of an output's inputs.
+
+    In the types with a K, that is one that 256 inputs have in common, times a small one.
+
+    Attributes:
+        large: float16 or float32[outputs, runs, or inputs / 256].
+        small: int8[outputs, runs], or None.
+    """
+
+    large: NDArray[Any]
+    small: NDArray[np.int8] | None = None
+
+    def __getitem__(self, outputs: slice | NDArray[np.int64]) -> Self:
+        """Those of some outputs."""
+        small = None if self.small is None else self.small[outputs]
+        return type(self)(self.large[outputs], small)
+
+    def floats(self) -> NDArray[np.float32]:
+        """[outputs, runs]."""
+        large = self.large.astype(np.float32)
+        if self.small is None:
+            return large
+        found: NDArray[np.float32] = large[..., None] * self.small.reshape(*large.shape, -1)
+        return found.reshape(self.small.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +66,13 @@ class Blocks:
     """A matrix [outputs, inputs]; a weight is scale * number + least, rounded to float32 once.
 
     Attributes:
-        scale: float16 or float32[outputs, inputs / 32], or twice as many, each for 16 inputs.
-        least: [outputs, inputs / 32]; None: zero.
+        scale: of runs of 32 inputs, or of 16.
+        least: of runs of 32; None: zero.
         numbers: [outputs, inputs]: uint8 from 0 to 15, or int8.
     """
 
-    scale: NDArray[Any]
-    least: NDArray[Any] | None
+    scale: Scales
+    least: Scales | None
     numbers: NDArray[Any]
 
     def __len__(self) -> int:
@@ -59,24 +86,34 @@ class Blocks:
 
     def floats(self) -> NDArray[np.float32]:
         """The weights: [outputs, inputs]."""
-        numbers = self.numbers.reshape(*self.scale.shape, -1).astype(np.float32)
-        values = self.scale[..., None].astype(np.float32) * numbers
+        scale = self.scale.floats()
+        numbers = self.numbers.reshape(*scale.shape, -1).astype(np.float32)
+        values = scale[..., None] * numbers
         if self.least is not None:
-            values = values.reshape(*self.least.shape, INPUTS) + self.least[..., None]
+            least = self.least.floats()
+            values = values.reshape(*least.shape, INPUTS) + least[..., None]
         return values.reshape(self.numbers.shape)
 
     def put_into(self, form: Form) -> "Blocks":
         """The same weights as a form keeps them that can hold them."""
-        if form in ("q4", "q8"):
+        if form in ("q4", "q8", "k4"):
             return self
-        blocks = self.numbers.shape[1] // INPUTS
-        scale, least = self.scale.astype(np.float32), self.least
-        least = np.zeros_like(scale[:, :blocks]) if least is None else least.astype(np.float32)
-        if form == "k4":
-            return Blocks(scale, least, self.numbers)
-        if scale.shape[1] == blocks:
-            scale = np.repeat(scale, 2, axis=1)
+        scale, least, blocks = self.scale, self.least, self.numbers.shape[1] // INPUTS
+        if form == "k8":
+            zeros = np.zeros((len(self), blocks), np.float32)
+            least = Scales(zeros if least is None else least.floats())
+            scale = Scales(_each_half(scale.floats(), blocks))
+        else:
+            assert scale.small is not None
+            zeros = np.zeros((len(self), blocks), np.int8)
+            least = least or Scales(np.zeros_like(scale.large), zeros)
+            scale = Scales(scale.large, _each_half(scale.small, blocks))
         return Blocks(scale, least, self.numbers.astype(np.int8))
+
+
+def _each_half(values: NDArray[Any], blocks: int) -> NDArray[Any]:
+    """[outputs, 2 * blocks], for runs of 16 inputs, from as many or one for each block."""
+    return np.repeat(values, 2 * blocks // values.shape[1], axis=1)
 
 
 def in_blocks(weight: NDArray[np.float32], form: Form) -> Blocks:
@@ -88,11 +125,13 @@ def in_blocks(weight: NDArray[np.float32], form: Form) -> Blocks:
         if form == "q8":
             scale = (np.abs(values).max(axis=-1) / _BYTE_MAX).astype(np.float16)
             signed = _rounded(values, scale).clip(-_BYTE_MAX, _BYTE_MAX).astype(np.int8)
-            return Blocks(scale, None, signed.reshape(len(weight), -1))
+            return Blocks(Scales(scale), None, signed.reshape(len(weight), -1))
         least = values.min(axis=-1).astype(np.float16)
         scale = ((values.max(axis=-1) - least) / _NIBBLE_MAX).astype(np.float16)
         numbers = _rounded(values - least[..., None], scale).clip(0, _NIBBLE_MAX)
-        return Blocks(scale, least, numbers.astype(np.uint8).reshape(len(weight), -1))
+        return Blocks(
+            Scales(scale), Scales(least), numbers.astype(np.uint8).reshape(len(weight), -1)
+        )
 
 
 def _rounded(values: NDArray[np.float32], scale: NDArray[np.float16]) -> NDArray[np.float32]:
@@ -106,10 +145,16 @@ def joined(parts: Sequence[Blocks]) -> Blocks:
     """The outputs of several matrices of one form, one after the other."""
     leasts = [part.least for part in parts if part.least is not None]
     return Blocks(
-        np.concatenate([part.scale for part in parts]),
-        np.concatenate(leasts) if leasts else None,
+        _joined_scales([part.scale for part in parts]),
+        _joined_scales(leasts) if leasts else None,
         np.concatenate([part.numbers for part in parts]),
     )
+
+
+def _joined_scales(parts: Sequence[Scales]) -> Scales:
+    small = [part.small for part in parts if part.small is not None]
+    large = np.concatenate([part.large for part in parts])
+    return Scales(large, np.concatenate(small) if small else None)
 
 
 class BlockReader:
@@ -145,7 +190,7 @@ def _plain(stored: NDArray[np.uint8], kind: Kind) -> Blocks:
     outputs = len(stored)
     scale = _halves(stored[..., :2])
     if kind == Kind.Q8_0:
-        return Blocks(scale, None, stored[..., 2:].view(np.int8).reshape(outputs, -1))
+        return Blocks(Scales(scale), None, stored[..., 2:].view(np.int8).reshape(outputs, -1))
     if kind == Kind.Q4_1:
         least, bytes_ = _halves(stored[..., 2:4]), stored[..., 4:]
     else:
@@ -155,8 +200,8 @@ def _plain(stored: NDArray[np.uint8], kind: Kind) -> Blocks:
     if kind == Kind.Q5_0:
         fifth = np.unpackbits(stored[..., 2:6], axis=-1, bitorder="little")
         signed = (numbers | fifth << 4).astype(np.int8) - np.int8(16)
-        return Blocks(scale, None, signed.reshape(outputs, -1))
-    return Blocks(scale, least, numbers.reshape(outputs, -1))
+        return Blocks(Scales(scale), None, signed.reshape(outputs, -1))
+    return Blocks(Scales(scale), Scales(least), numbers.reshape(outputs, -1))
 
 
 def _q4_k(stored: NDArray[np.uint8], _kind: Kind) -> Blocks:
@@ -176,25 +221,26 @@ def _q6_k(stored: NDArray[np.uint8], _kind: Kind) -> Blocks:
     shifts = np.arange(0, 8, 2, dtype=np.uint8)[:, None]
     upper = stored[..., 128:192].reshape(*stored.shape[:2], 2, 1, 32) >> shifts & 3
     numbers = lower | upper.reshape(lower.shape) << 4
-    small = stored[..., 192:208].view(np.int8).astype(np.float32)
-    scale = _halves(stored[..., 208:])[..., None].astype(np.float32) * small
+    small = stored[..., 192:208].view(np.int8).reshape(len(stored), -1)
     signed = numbers.astype(np.int8) - np.int8(32)
-    return Blocks(scale.reshape(len(stored), -1), None, signed.reshape(len(stored), -1))
+    scale = Scales(_halves(stored[..., 208:]), small)
+    return Blocks(scale, None, signed.reshape(len(stored), -1))
 
 
 _READERS = {Kind.Q4_K: _q4_k, Kind.Q5_K: _q5_k, Kind.Q6_K: _q6_k}
 
 
-def _scales_of_k(stored: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _scales_of_k(stored: NDArray[np.uint8]) -> tuple[Scales, Scales]:
     """Scales and least values of 8 times 32 inputs: 6 bits each, times those of all 256."""
     small, less = Q4_K.get_scale_min(stored[..., 4:16].reshape(-1, 12))
-    both = [
-        _halves(stored[..., first : first + 2])[..., None].astype(np.float32)
-        * factors.reshape(*stored.shape[:2], 8)
-        for first, factors in ((0, small), (2, less))
-    ]
-    scale, least = (values.astype(np.float32).reshape(len(stored), -1) for values in both)
-    return scale, -least
+    scale, least = (
+        Scales(large, factors.astype(np.int8).reshape(len(stored), -1))
+        for large, factors in (
+            (_halves(stored[..., :2]), small),
+            (-_halves(stored[..., 2:4]), less),
+        )
+    )
+    return scale, least
 
 
 def _nibbles(bytes_: NDArray[np.uint8], run: int) -> NDArray[np.uint8]:

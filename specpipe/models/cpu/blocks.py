@@ -1,19 +1,19 @@
 """How weights that are kept in blocks lie in memory, and how they become whole numbers.
 
-A panel is a row of blocks; a block has the weights of 16 outputs for 32 inputs, each output with
-a scale of its own and, of 4 bits, a least value. Its numbers stand in the order in which they are
-multiplied: one input's after the other's, two at a time.
-
-    q4  16 scales and 16 least values, float16; then 4 times 16 words of 32 bits, one for each
-        output, for 8 inputs each: inputs 0, 2, 4, 6 in the lower half, 1, 3, 5, 7 in the upper
-    q8  16 scales, float16; then 16 times 16 pairs of bytes with a sign, one for each output
-    k4  as q4, in float32
-    k8  16 scales for the first 16 inputs, 16 for the others, 16 least values, float32; then as q8
+A panel is a row of blocks; a block has the weights of 16 outputs for 32 inputs. Each form has a
+layout of what an array repeats: one block, or eight that share numbers, as GGUF's types with a K
+do. `scale` and `least` are those of `Blocks`, for each of the 16 outputs; `small` has the whole
+numbers by which they are multiplied. The numbers stand in the order in which they are multiplied,
+one input's after the other's, two at a time: as pairs of bytes with a sign; or as words of 32 bits
+for 8 inputs, inputs 0, 2, 4, 6 in the lower half, 1, 3, 5, 7 in the upper. Numbers of 6 bits, to
+which 32 was added, take three such words for 16 inputs: of those in the lower half, 0 and 2, 4 and
+6, 8 and 10 have 12 bits of a word each, and 12 and 14 the four that are left of each.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 
@@ -24,34 +24,55 @@ from specpipe.models.cpu.instructions import (
     INT64,
     LANES,
     PAIRS,
+    VECTOR,
     WORDS,
     load,
     prefetch,
     step,
     words,
 )
+from specpipe.models.gguf_blocks import INPUTS, Form
 
 TURNS = 4
 """In which a block's numbers are made, for 8 inputs each."""
 _AHEAD = 8192  # bytes that a panel is fetched ahead of its use; found by trying
 _LINE = 64  # bytes that are fetched together
+_TOGETHER = 8  # blocks that share numbers, where any do
+OFFSET, SIXES = 32, 3
+"""Of numbers of 6 bits: what is added to them, and how many words have those of 16 inputs."""
 
 
 class BlockForm(ABC):
     """A form of blocks.
 
     Attributes:
-        bytes: of a block.
-        elements: of an array that has it.
-        head: bytes before the first number.
-        parts: how many of its inputs' parts have scales of their own.
+        element: numpy's name for the type of an array that has it; it tells forms apart.
+        layout: of what is repeated.
+        blocks: how many that has.
+        parts: how many of a block's inputs' parts have scales of their own.
     """
 
-    bytes, elements, head, parts = 0, 0, 0, 1
+    element: str
+    layout: np.dtype[np.void]
+    blocks, parts = 1, 1
 
-    def scale(self, builder: Any, block: Any, _part: int) -> Any:
+    @property
+    def elements(self) -> int:
+        """Of an array, for what is repeated."""
+        return self.layout.itemsize // np.dtype(self.element).itemsize
+
+    @property
+    def inputs(self) -> int:
+        """Of what is repeated."""
+        return self.blocks * INPUTS
+
+    def find(self, builder: Any, panel: Any, number: Any) -> Any:
+        """A block, as the other methods take it."""
+        return step(builder, panel, builder.mul(number, ir.Constant(INT64, self.layout.itemsize)))
+
+    @abstractmethod
+    def scale(self, builder: Any, block: Any, part: int) -> Any:
         """The 16 scales of a part of a block, as floats."""
-        return load(builder, HALF, builder.bitcast(block, HALF.as_pointer()))
 
     def least(self, _builder: Any, _block: Any) -> Any:
         """The 16 least values, or None."""
@@ -61,72 +82,196 @@ class BlockForm(ABC):
     def numbers(self, builder: Any, block: Any, turn: int) -> list[Any]:
         """A turn's numbers: 4 vectors of pairs, 16 bits each, one pair for each output."""
 
-    def fetch(self, builder: Any, block: Any) -> None:
-        """Send for what is further on."""
-        for line in range(0, self.bytes, _LINE):
-            prefetch(builder, _on(builder, block, _AHEAD + line))
+    def fetch(self, builder: Any, panel: Any, number: Any, *, keep: bool) -> None:
+        """Send for a block's share of what is further on: line by line, in rising order.
+
+        Processors find out such a row, and fetch for themselves what is behind it.
+        """
+        share = self.layout.itemsize // self.blocks
+        first = step(builder, panel, builder.mul(number, ir.Constant(INT64, share)))
+        for line in range(0, share, _LINE):
+            prefetch(builder, _on(builder, first, _AHEAD + line), keep=keep)
+
+    def _at(self, field: str) -> int:
+        """Where a field begins."""
+        return _offset(self.layout, field)
 
 
 class _Q4(BlockForm):
-    bytes, elements, head = 320, 80, 64
+    element = "uint32"
+    layout = np.dtype(
+        [("scale", "<f2", LANES), ("least", "<f2", LANES), ("numbers", "<u4", (TURNS, LANES))]
+    )
+
+    def scale(self, builder: Any, block: Any, _part: int) -> Any:
+        return _floats(builder, block, HALF)
 
     def least(self, builder: Any, block: Any) -> Any:
-        halves = builder.bitcast(_on(builder, block, 2 * LANES), HALF.as_pointer())
-        return load(builder, HALF, halves)
+        return _floats(builder, _on(builder, block, self._at("least")), HALF)
 
     def numbers(self, builder: Any, block: Any, turn: int) -> list[Any]:
-        place = _on(builder, block, self.head + turn * 4 * LANES)
-        found = builder.load(builder.bitcast(place, WORDS.as_pointer()), align=1)
-        shifted = [found, *(builder.lshr(found, words(4 * i)) for i in range(1, 4))]
-        return [builder.and_(numbers, words(0x000F000F)) for numbers in shifted]
+        return _nibbles(builder, _on(builder, block, self._at("numbers")), turn)
 
 
 class _Q8(BlockForm):
-    bytes, elements, head = 544, 544, 32
+    element = "uint8"
+    layout = np.dtype([("scale", "<f2", LANES), ("numbers", "i1", (INPUTS // 2, LANES, 2))])
+
+    def scale(self, builder: Any, block: Any, _part: int) -> Any:
+        return _floats(builder, block, HALF)
 
     def numbers(self, builder: Any, block: Any, turn: int) -> list[Any]:
-        bytes_ = ir.VectorType(BYTE, 2 * LANES)
+        bytes_, first = ir.VectorType(BYTE, 2 * LANES), self._at("numbers")
         found = []
         for pair in range(4 * turn, 4 * turn + 4):
-            place = _on(builder, block, self.head + pair * 2 * LANES)
+            place = _on(builder, block, first + pair * 2 * LANES)
             numbers = builder.load(builder.bitcast(place, bytes_.as_pointer()), align=1)
             found.append(builder.bitcast(builder.sext(numbers, PAIRS), WORDS))
         return found
 
 
-class _K4(_Q4):
-    bytes, elements, head = 384, 96, 128
-
-    def scale(self, builder: Any, block: Any, _part: int) -> Any:
-        return load(builder, FLOAT, builder.bitcast(block, FLOAT.as_pointer()))
-
-    def least(self, builder: Any, block: Any) -> Any:
-        return self.scale(builder, _on(builder, block, 4 * LANES), 0)
-
-
 class _K8(_Q8):
-    bytes, elements, head, parts = 704, 704, 192, 2
+    element, parts = "int8", 2
+    layout = np.dtype(
+        [
+            ("scale", "<f4", (2, LANES)),
+            ("least", "<f4", LANES),
+            ("numbers", "i1", (INPUTS // 2, LANES, 2)),
+        ]
+    )
 
     def scale(self, builder: Any, block: Any, part: int) -> Any:
-        place = _on(builder, block, 4 * LANES * part)
-        return load(builder, FLOAT, builder.bitcast(place, FLOAT.as_pointer()))
+        return _floats(builder, _on(builder, block, 4 * LANES * part), FLOAT)
 
     def least(self, builder: Any, block: Any) -> Any:
-        return self.scale(builder, block, self.parts)
+        return _floats(builder, _on(builder, block, self._at("least")), FLOAT)
 
 
-_FORMS: dict[Any, type[BlockForm]] = {
-    types.uint32: _Q4,
-    types.uint8: _Q8,
-    types.int32: _K4,
-    types.int8: _K8,
+class _Inner(NamedTuple):
+    """One of the blocks that share numbers: where those are, which it is, and its own numbers."""
+
+    shared: Any
+    index: Any
+    numbers: Any
+
+
+class _K4(BlockForm):
+    element, blocks = "int32", _TOGETHER
+    layout = np.dtype(
+        [
+            ("scale", "<f2", LANES),
+            ("least", "<f2", LANES),
+            ("small", [("scale", "i1", (1, LANES)), ("least", "i1", LANES)], _TOGETHER),
+            ("numbers", "<u4", (_TOGETHER, TURNS, LANES)),
+        ]
+    )
+
+    def find(self, builder: Any, panel: Any, number: Any) -> _Inner:
+        outer = builder.udiv(number, ir.Constant(INT64, _TOGETHER))
+        shared = super().find(builder, panel, outer)
+        index = builder.urem(number, ir.Constant(INT64, _TOGETHER))
+        at = builder.mul(index, ir.Constant(INT64, self._inner("numbers").itemsize))
+        first = _on(builder, shared, self._at("numbers"))
+        return _Inner(shared, index, step(builder, first, at))
+
+    def scale(self, builder: Any, block: _Inner, part: int) -> Any:
+        small = self._small(builder, block, LANES * part)
+        return builder.fmul(_floats(builder, block.shared, HALF), small)
+
+    def least(self, builder: Any, block: _Inner) -> Any:
+        small = self._small(builder, block, _offset(self._inner("small"), "least"))
+        large = _floats(builder, _on(builder, block.shared, self._at("least")), HALF)
+        return builder.fmul(large, small)
+
+    def numbers(self, builder: Any, block: _Inner, turn: int) -> list[Any]:
+        return _nibbles(builder, block.numbers, turn)
+
+    def _small(self, builder: Any, block: _Inner, offset: int) -> Any:
+        """16 small numbers of a block, as floats."""
+        at = builder.mul(block.index, ir.Constant(INT64, self._inner("small").itemsize))
+        place = step(builder, _on(builder, block.shared, self._at("small") + offset), at)
+        kind = ir.VectorType(BYTE, LANES)
+        found = builder.load(builder.bitcast(place, kind.as_pointer()), align=1)
+        return builder.sitofp(builder.sext(found, WORDS), VECTOR)
+
+    def _inner(self, field: str) -> np.dtype[Any]:
+        """A field's type for one of the blocks."""
+        return np.dtype((self.layout[field].base, self.layout[field].shape[1:]))
+
+
+class _K6(_K4):
+    element, parts = "int16", 2
+    layout = np.dtype(
+        [
+            ("scale", "<f2", LANES),
+            ("least", "<f2", LANES),
+            ("small", [("scale", "i1", (2, LANES)), ("least", "i1", LANES)], _TOGETHER),
+            ("numbers", "<u2", (_TOGETHER, 2, SIXES, LANES, 2)),
+        ]
+    )
+
+    def numbers(self, builder: Any, block: _Inner, turn: int) -> list[Any]:
+        first = turn // 2 * SIXES * 4 * LANES
+        a, b, c = (
+            builder.bitcast(
+                _words(builder, _on(builder, block.numbers, first + i * 4 * LANES)), PAIRS
+            )
+            for i in range(SIXES)
+        )
+
+        def right(numbers: Any, bits: int) -> Any:
+            return builder.lshr(numbers, _pairs(bits)) if bits else numbers
+
+        def six(numbers: Any, bits: int) -> Any:
+            return builder.and_(right(numbers, bits), _pairs(0x3F))
+
+        def split(lower: Any, bits: int) -> Any:
+            upper = builder.and_(right(b, bits), _pairs(0x30))
+            return builder.or_(right(lower, 12), upper)
+
+        if turn % 2 == 0:
+            found = [six(a, 0), six(a, 6), six(b, 0), six(b, 6)]
+        else:
+            found = [six(c, 0), six(c, 6), split(a, 8), split(c, 10)]
+        return [builder.bitcast(builder.sub(pairs, _pairs(OFFSET)), WORDS) for pairs in found]
+
+
+FORMS: dict[Form, BlockForm] = {
+    "q4": _Q4(),
+    "q8": _Q8(),
+    "k4": _K4(),
+    "k6": _K6(),
+    "k8": _K8(),
 }
+_BY_TYPE: dict[Any, BlockForm] = {getattr(types, form.element): form for form in FORMS.values()}
 
 
 def form_of(dtype: Any) -> BlockForm | None:
     """The form of an array's blocks, by numba's type of its elements; None: plain numbers."""
-    form = _FORMS.get(dtype)
-    return form() if form else None
+    return _BY_TYPE.get(dtype)
+
+
+def _offset(layout: np.dtype[Any], field: str) -> int:
+    assert layout.fields
+    return layout.fields[field][1]
+
+
+def _nibbles(builder: Any, numbers: Any, turn: int) -> list[Any]:
+    found = _words(builder, _on(builder, numbers, turn * 4 * LANES))
+    shifted = [found, *(builder.lshr(found, words(4 * i)) for i in range(1, 4))]
+    return [builder.and_(numbers, words(0x000F000F)) for numbers in shifted]
+
+
+def _pairs(number: int) -> Any:
+    return ir.Constant(PAIRS, [number] * 2 * LANES)
+
+
+def _words(builder: Any, place: Any) -> Any:
+    return builder.load(builder.bitcast(place, WORDS.as_pointer()), align=1)
+
+
+def _floats(builder: Any, place: Any, kind: Any) -> Any:
+    return load(builder, kind, builder.bitcast(place, kind.as_pointer()))
 
 
 def _on(builder: Any, place: Any, bytes_: int) -> Any:

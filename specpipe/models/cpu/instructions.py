@@ -22,23 +22,24 @@ def _has(feature: str) -> bool:
 
 HAS_AVX512 = _has("avx512f")
 _HAS_AVX2, HAS_VNNI = _has("avx2"), _has("avx512vnni")
-CONVERTS_ASIDE = get_host_cpu_name().startswith("znver")
-"""Whether float16 becomes float32 on other ports than those that multiply: so on AMD's Zen."""
+IS_ZEN = get_host_cpu_name().startswith("znver")
+"""AMD's: float16 becomes float32 on other ports than those that multiply, for instance."""
 if HAS_VNNI or _HAS_AVX2:
     initialize_native_asmparser()
 
-FLOAT, HALF, BYTE = ir.FloatType(), ir.HalfType(), ir.IntType(8)
+FLOAT, HALF = ir.FloatType(), ir.HalfType()
+BYTE, SHORT = ir.IntType(8), ir.IntType(16)
 INT64, INT32 = ir.IntType(64), ir.IntType(32)
 BYTES = {FLOAT: 4, HALF: 2}
 VECTOR, WORDS = ir.VectorType(FLOAT, LANES), ir.VectorType(INT32, LANES)
-PAIRS = ir.VectorType(ir.IntType(16), 2 * LANES)
+PAIRS = ir.VectorType(SHORT, 2 * LANES)
 """Two numbers of 16 bits in each word."""
 
 
 def element(dtype: Any) -> Any:
     """The type of an array's elements: numba knows no float16, so they come as uint16."""
     kinds = {types.uint16: HALF, types.uint8: BYTE, types.int8: BYTE}
-    kinds |= {types.uint32: INT32, types.int32: INT32}
+    kinds |= {types.uint32: INT32, types.int32: INT32, types.int16: SHORT}
     return kinds.get(dtype, FLOAT)
 
 
@@ -209,13 +210,13 @@ def _add_products_by_halves(builder: Any, left: Any, place: Any, sums: Any) -> A
     return builder.shuffle_vector(lower, upper, ir.Constant(WORDS, list(range(LANES))))
 
 
-def prefetch(builder: Any, place: Any) -> None:
-    """Bring a place into the cache; it need not exist."""
+def prefetch(builder: Any, place: Any, *, keep: bool = True) -> None:
+    """Bring a place into the cache, to stay or to be used once; it need not exist."""
     anything = BYTE.as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [anything, INT32, INT32, INT32])
     function = declared(builder.module, "llvm.prefetch.p0", kind)
-    read, keep, data = (ir.Constant(INT32, value) for value in (0, 3, 1))
-    builder.call(function, [builder.bitcast(place, anything), read, keep, data])
+    read, locality, data = (ir.Constant(INT32, value) for value in (0, 3 if keep else 0, 1))
+    builder.call(function, [builder.bitcast(place, anything), read, locality, data])
 
 
 def declared(module: Any, name: str, kind: Any) -> Any:

@@ -1,12 +1,13 @@
 """From matrices to panels, the form in which they are multiplied; `tile.py` has it."""
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from specpipe.errors import UserError
-from specpipe.models.cpu.block_panels import ELEMENTS, packed, panel_shape, unpacked
+from specpipe.models.cpu.block_panels import packed, panel_shape, unpacked
+from specpipe.models.cpu.blocks import FORMS
 from specpipe.models.cpu.instructions import LANES
 from specpipe.models.cpu.memory import reserve_weights
 from specpipe.models.cpu.state import Layers, Matrix
@@ -39,11 +40,11 @@ class Panels:
 
     def __init__(self, layers: int, outputs: int, inputs: int, dtype: str) -> None:
         self._inputs, kept = inputs, _ROUNDED_TO.get(dtype, dtype)
-        self._form = cast("Form", kept) if kept in ELEMENTS else None
-        panel = panel_shape(kept, inputs) if self._form else (inputs, LANES)
-        self._panels = reserve_weights(
-            (layers, padded(outputs) // LANES, *panel), ELEMENTS.get(kept, kept)
-        )
+        self._form = kept if kept in FORMS else None
+        panel, element = (inputs, LANES), kept
+        if self._form:
+            panel, element = panel_shape(self._form, inputs), FORMS[self._form].element
+        self._panels = reserve_weights((layers, padded(outputs) // LANES, *panel), element)
         self._bias = np.zeros((0, 0), np.float32)
 
     def fill(self, layer: int, linear: Linear, first: int = 0) -> None:
@@ -78,8 +79,8 @@ class Panels:
             panels[whole, :, :rest] = part[-rest:].T
 
     def _store_blocks(self, layer: int, first: int, part: Blocks, form: Form) -> None:
-        for halves in (part.scale, part.least):
-            if halves is not None and not np.isfinite(halves).all():
+        for scales in (part.scale, part.least):
+            if scales is not None and not np.isfinite(scales.large).all():
                 raise UserError("a block of weights has no number for a scale: load it as float32")
         panels = packed(part, form)
         self._panels[layer, first // LANES : first // LANES + len(panels)] = panels

@@ -22,8 +22,8 @@ FORMS = {
     KINDS.Q5_0: "q8",
     KINDS.Q8_0: "q8",
     KINDS.Q4_K: "k4",
-    KINDS.Q5_K: "k8",
-    KINDS.Q6_K: "k8",
+    KINDS.Q5_K: "k6",
+    KINDS.Q6_K: "k6",
 }
 NAME = "blk.1.ffn_up.weight"
 
@@ -47,7 +47,7 @@ def test_a_block_has_the_weights_that_llama_cpp_reads_in_it(tmp_path, kind) -> N
     file = GGUFFile(tmp_path / "one.gguf")
     reader, weights = BlockReader(file), file.dequantize(NAME)
     assert reader.form([NAME]) == FORMS[kind]
-    for form in {FORMS[kind], "k8"}:
+    for form in {FORMS[kind], *(["k6"] if kind in K_KINDS else []), "k8"}:
         found = reader.read(NAME, form)
         assert np.array_equal(found.floats(), weights)
         turned = joined([found[40:], found[:8]]).floats()
