@@ -7,7 +7,6 @@ from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
 _MEMINFO, _VMSTAT = Path("/proc/meminfo"), Path("/proc/vmstat")
-_CACHES = [*Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 LIBRARIES = (
@@ -42,12 +41,6 @@ def cpu_model() -> str:
     lines = _CPUINFO.read_text(encoding="utf-8").splitlines()
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{platform.machine()} {models[0] if models else ''}"
-
-
-def largest_cache() -> int:
-    """Bytes of the largest cache that a core has or shares; 32 MiB where the system doesn't say."""
-    sizes = [line.removesuffix("K") for file in _CACHES for line in _lines_of(file)]
-    return max((int(size) * 1024 for size in sizes if size.isdecimal()), default=32 << 20)
 
 
 def physical_memory() -> int:

@@ -92,16 +92,14 @@ def round_inputs(_context: Any, x: Any, x_at: Any, out: Any, out_at: Any) -> Any
 def block_tile(
     _context: Any, w: Any, w_at: Any, blocks: Any,
     x: Any, x_at: Any, x_row: Any, rows: Any, out: Any, out_at: Any, out_row: Any,
-    streamed: Any,
 ) -> Any:  # fmt: skip
     """Multiply the panel at w[w_at] by 1 to MOST_BLOCK_ROWS rows.
 
     Row r's inputs are at x[x_at + r * x_row], `blocks` times ROUNDED words; its outputs come to
     out[out_at + r * out_row] and the next 15. For other numbers of rows it does nothing.
-    `streamed`: what is fetched ahead is not kept in the larger caches.
     """
     number = types.int64
-    given = w, number, number, x, number, number, number, out, number, number, types.boolean
+    given = w, number, number, x, number, number, number, out, number, number
     form = form_of(w.dtype)
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -110,7 +108,7 @@ def block_tile(
             step(builder, pointer(context, builder, signature, values, index), values[index + 1])
             for index in (0, 3, 7)
         )
-        tile = _Tile(builder, form, w_place, values[2], values[10])
+        tile = _Tile(builder, form, w_place, values[2])
         by_count(
             builder,
             values[6],
@@ -125,11 +123,8 @@ def block_tile(
 class _Tile:
     """Emits the loop over a panel's blocks, for some number of rows."""
 
-    def __init__(
-        self, builder: Any, form: BlockForm, panel: Any, blocks: Any, streamed: Any
-    ) -> None:
+    def __init__(self, builder: Any, form: BlockForm, panel: Any, blocks: Any) -> None:
         self._builder, self._form, self._blocks = builder, form, blocks
-        self._streamed = streamed
         self._panel = builder.bitcast(panel, BYTE.as_pointer())
 
     def emit(self, rows: int, x: Any, x_row: Any, out: Any, out_row: Any) -> None:
@@ -139,7 +134,7 @@ class _Tile:
         outputs = places(builder, out, out_row, rows)
 
         def block(number: Any, sums: list[Any]) -> list[Any]:
-            self._fetch(number)
+            self._form.fetch(builder, self._panel, number)
             found = self._form.find(builder, self._panel, number)
             at = builder.mul(number, ir.Constant(INT64, ROUNDED))
             return self._add(found, [step(builder, row, at) for row in inputs], sums)
@@ -147,13 +142,6 @@ class _Tile:
         zeros = [ir.Constant(VECTOR, [0.0] * LANES)] * rows
         for found, place in zip(repeat(builder, self._blocks, zeros, block), outputs, strict=True):
             store(builder, found, place)
-
-    def _fetch(self, number: Any) -> None:
-        """Send for what is further on than a block."""
-        with self._builder.if_else(self._streamed) as (once, otherwise):
-            for case, keep in ((once, False), (otherwise, True)):
-                with case:
-                    self._form.fetch(self._builder, self._panel, number, keep=keep)
 
     def _add(self, block: Any, rows: list[Any], sums: list[Any]) -> list[Any]:
         """A block's share of each row's sums, added to them."""

@@ -82,7 +82,7 @@ class BlockForm(ABC):
     def numbers(self, builder: Any, block: Any, turn: int) -> list[Any]:
         """A turn's numbers: 4 vectors of pairs, 16 bits each, one pair for each output."""
 
-    def fetch(self, builder: Any, panel: Any, number: Any, *, keep: bool) -> None:
+    def fetch(self, builder: Any, panel: Any, number: Any) -> None:
         """Send for a block's share of what is further on: line by line, in rising order.
 
         Processors find out such a row, and fetch for themselves what is behind it.
@@ -90,7 +90,7 @@ class BlockForm(ABC):
         share = self.layout.itemsize // self.blocks
         first = step(builder, panel, builder.mul(number, ir.Constant(INT64, share)))
         for line in range(0, share, _LINE):
-            prefetch(builder, _on(builder, first, _AHEAD + line), keep=keep)
+            prefetch(builder, _on(builder, first, _AHEAD + line))
 
     def _at(self, field: str) -> int:
         """Where a field begins."""

@@ -6,11 +6,9 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from specpipe.machine import largest_cache
 from specpipe.models.cpu.attention import scores_row
 from specpipe.models.cpu.barrier import SIZE as BARRIER_SIZE
 from specpipe.models.cpu.head import Vocabulary
-from specpipe.models.cpu.instructions import IS_ZEN
 from specpipe.models.cpu.layers import run_layers
 from specpipe.models.cpu.memory import reserve_entries
 from specpipe.models.cpu.panels import padded, read_layers
@@ -57,8 +55,7 @@ class CpuDecoder(Decoder):
         others = "float16" if dtype == "gguf" else dtype
         self._vocabulary = Vocabulary(weights, config, others, head_tokens, kept_tokens)
         self._layers = read_layers(weights, config, others)
-        streamed = IS_ZEN and self.weight_bytes > largest_cache()
-        self._shape = _shape(config, num_slots, streamed=streamed)
+        self._shape = _shape(config, num_slots)
         self._turns = RotaryTable(config)
         shape = self._shape
         places = config.layers * num_slots * config.kv_heads * shape.context
@@ -89,9 +86,7 @@ class CpuDecoder(Decoder):
                 hidden = self._buffers.hidden[row - part.rows : row]
                 self._vocabulary.normalise(self._shape, hidden, normed[done : done + part.rows])
                 done += part.rows
-        logits = self._vocabulary.logits(
-            self._team, normed, self._buffers.scratch, streamed=self._shape.streamed
-        )
+        logits = self._vocabulary.logits(self._team, normed, self._buffers.scratch)
         return [logits[end - feed.rows : end] for feed, end in zip(feeds, ends, strict=True)]
 
     def _pass(self, feeds: Sequence[Feed], interrupted: Interrupted) -> bool:
@@ -128,7 +123,7 @@ class CpuDecoder(Decoder):
         return np.array(segments), max(start + count for _, start, _, count in segments)
 
 
-def _shape(config: DecoderConfig, num_slots: int, *, streamed: bool) -> Shape:
+def _shape(config: DecoderConfig, num_slots: int) -> Shape:
     return Shape(
         heads=config.heads,
         kv_heads=config.kv_heads,
@@ -140,7 +135,6 @@ def _shape(config: DecoderConfig, num_slots: int, *, streamed: bool) -> Shape:
         context=padded(config.context_length),
         slots=num_slots,
         eps=config.norm_eps,
-        streamed=streamed,
     )
 
 

@@ -84,12 +84,9 @@ class Vocabulary:
         """Make of hidden states what `logits` takes; both float32[rows, width]."""
         normalise_rows(0, 1, len(hidden), shape, hidden, self._norm, normed)
 
-    def logits(
-        self, team: Team, normed: Floats, scratch: Floats, *, streamed: bool = False
-    ) -> Logits:
+    def logits(self, team: Team, normed: Floats, scratch: Floats) -> Logits:
         """Logits float32[rows, output_size] of normalised rows; -inf for what isn't covered."""
-        panels, count = self._head_panels, len(self._covered)
-        covered = _product(team, normed, panels, count, scratch, streamed=streamed)
+        covered = _product(team, normed, self._head_panels, len(self._covered), scratch)
         if not self._seen:
             return covered
         # Also where there are none yet, so that a first pass compiles what later ones need.
@@ -109,14 +106,8 @@ class Vocabulary:
 
 
 def _product(
-    team: Team,
-    normed: Floats,
-    panels: NDArray[Any],
-    outputs: int,
-    scratch: Floats,
-    *,
-    streamed: bool = False,
+    team: Team, normed: Floats, panels: NDArray[Any], outputs: int, scratch: Floats
 ) -> Floats:
     product = np.empty((len(normed), padded(outputs)), np.float32)
-    team.run(run_head, panels, normed, len(normed), product, scratch, streamed)
+    team.run(run_head, panels, normed, len(normed), product, scratch)
     return product[:, :outputs]

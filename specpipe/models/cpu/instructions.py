@@ -22,8 +22,8 @@ def _has(feature: str) -> bool:
 
 HAS_AVX512 = _has("avx512f")
 _HAS_AVX2, HAS_VNNI = _has("avx2"), _has("avx512vnni")
-IS_ZEN = get_host_cpu_name().startswith("znver")
-"""AMD's: float16 becomes float32 on other ports than those that multiply, for instance."""
+CONVERTS_ASIDE = get_host_cpu_name().startswith("znver")
+"""Whether float16 becomes float32 on other ports than those that multiply: so on AMD's Zen."""
 if HAS_VNNI or _HAS_AVX2:
     initialize_native_asmparser()
 
@@ -210,13 +210,13 @@ def _add_products_by_halves(builder: Any, left: Any, place: Any, sums: Any) -> A
     return builder.shuffle_vector(lower, upper, ir.Constant(WORDS, list(range(LANES))))
 
 
-def prefetch(builder: Any, place: Any, *, keep: bool = True) -> None:
-    """Bring a place into the cache, to stay or to be used once; it need not exist."""
+def prefetch(builder: Any, place: Any) -> None:
+    """Bring a place into the cache; it need not exist."""
     anything = BYTE.as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [anything, INT32, INT32, INT32])
     function = declared(builder.module, "llvm.prefetch.p0", kind)
-    read, locality, data = (ir.Constant(INT32, value) for value in (0, 3 if keep else 0, 1))
-    builder.call(function, [builder.bitcast(place, anything), read, locality, data])
+    read, keep, data = (ir.Constant(INT32, value) for value in (0, 3, 1))
+    builder.call(function, [builder.bitcast(place, anything), read, keep, data])
 
 
 def declared(module: Any, name: str, kind: Any) -> Any:

@@ -48,25 +48,20 @@ def run_layers(
     for layer in range(first, last):
         normalise_rows(part, parts, rows, shape, b.hidden, layers.attention_norm[layer], b.normed)
         wait_for_all(b.barrier, parts)
-        _linear(
-            part, parts, layers.qkv, layer, shape.width,
-            b.normed, rows, b.qkv, b.scratch[part], shape.streamed,
-        )  # fmt: skip
+        _linear(part, parts, layers.qkv, layer, shape.width, b.normed, rows, b.qkv, b.scratch[part])
         wait_for_all(b.barrier, parts)
         take_in(part, parts, layer, segments, shape, layers.qk_norm, cache, b)
         wait_for_all(b.barrier, parts)
         attend(part, parts, layer, segments, shape, cache, b)
         wait_for_all(b.barrier, parts)
         query_width = shape.heads * shape.head_dim
-        _add_linear(part, parts, layers.out, layer, query_width, b.mixed, rows, b, shape.streamed)
+        _add_linear(part, parts, layers.out, layer, query_width, b.mixed, rows, b)
         wait_for_all(b.barrier, parts)
         normalise_rows(part, parts, rows, shape, b.hidden, layers.ffn_norm[layer], b.normed)
         wait_for_all(b.barrier, parts)
         _inner(part, parts, layer, layers, shape, rows, b)
         wait_for_all(b.barrier, parts)
-        _add_linear(
-            part, parts, layers.down, layer, shape.ffn_width, b.inner, rows, b, shape.streamed
-        )
+        _add_linear(part, parts, layers.down, layer, shape.ffn_width, b.inner, rows, b)
         wait_for_all(b.barrier, parts)
 
 
@@ -79,14 +74,13 @@ def run_head(
     rows: int,
     logits: Floats,
     scratch: Floats,
-    streamed: bool,
 ) -> None:
     """Logits [rows, outputs in panels] of normalised rows."""
     depth, stride = normed.shape[1], logits.shape[1]
     first, last = share(stride // LANES, part, parts)
     multiply_kept(
         panels[first * panel_size(panels, depth) :], depth, normed.reshape(-1), depth, rows,
-        logits.reshape(-1)[first * LANES :], stride, last - first, scratch[part], streamed,
+        logits.reshape(-1)[first * LANES :], stride, last - first, scratch[part],
     )  # fmt: skip
 
 
@@ -110,7 +104,6 @@ def _linear(
     rows: int,
     out: Floats,
     scratch: Floats,
-    streamed: bool,
 ) -> None:
     """This thread's panels of a layer's matrix, times `rows` rows."""
     stride, panels = out.shape[1], matrix.panels
@@ -118,7 +111,7 @@ def _linear(
     multiply_kept(
         panels[(layer * stride // LANES + first) * panel_size(panels, depth) :], depth,
         x.reshape(-1), x.shape[1], rows,
-        out.reshape(-1)[first * LANES :], stride, last - first, scratch, streamed,
+        out.reshape(-1)[first * LANES :], stride, last - first, scratch,
     )  # fmt: skip
     _add_bias(matrix, layer, rows, out, first * LANES, last * LANES)
 
@@ -135,11 +128,10 @@ def _add_bias(matrix: Matrix, layer: int, rows: int, out: Floats, first: int, la
 
 @compiled
 def _add_linear(
-    part: int, parts: int, matrix: Matrix, layer: int, depth: int, x: Floats, rows: int, b: Buffers,
-    streamed: bool,
-) -> None:  # fmt: skip
+    part: int, parts: int, matrix: Matrix, layer: int, depth: int, x: Floats, rows: int, b: Buffers
+) -> None:
     """The same, added to the hidden states."""
-    _linear(part, parts, matrix, layer, depth, x, rows, b.change, b.scratch[part], streamed)
+    _linear(part, parts, matrix, layer, depth, x, rows, b.change, b.scratch[part])
     first, last = share(b.change.shape[1] // LANES, part, parts)
     last_column = min(last * LANES, b.hidden.shape[1])
     for row in range(rows):
@@ -161,7 +153,6 @@ def _inner(
             panels[(layer * stride + columns[0]) // LANES * panel_size(panels, width) :], width,
             b.normed.reshape(-1), width, rows,
             b.gate_up.reshape(-1)[columns[0] :], stride, last - first, b.scratch[part],
-            shape.streamed,
         )  # fmt: skip
         _add_bias(layers.gate_up, layer, rows, b.gate_up, columns[0], columns[1])
     first_column, last_column = first * LANES, min(last * LANES, shape.ffn_width)

@@ -11,7 +11,7 @@ from numba.extending import overload
 from specpipe.models.cpu.block_tile import MOST_BLOCK_ROWS, ROUNDED, block_tile, round_inputs
 from specpipe.models.cpu.blocks import form_of
 from specpipe.models.cpu.compiled import OPTIONS, compiled
-from specpipe.models.cpu.instructions import IS_ZEN, LANES
+from specpipe.models.cpu.instructions import CONVERTS_ASIDE, LANES
 from specpipe.models.cpu.tile import (
     BLOCK,
     FEW_PANELS,
@@ -94,27 +94,25 @@ def multiply_kept(
     out_row: int,
     panels: int,
     scratch: Any,
-    streamed: bool,
 ) -> None:
     """Multiply a model's panels, which lie one after the other, by rows.
 
     As `multiply`, with weights that are plain numbers or blocks, and with `scratch` of at least
-    `scratch_size(depth)` floats; `streamed`: see `Shape`. For compiled code, in which it becomes
-    one of the next two.
+    `scratch_size(depth)` floats. For compiled code, in which it becomes one of the next two.
     """
     raise NotImplementedError
 
 
 def _multiply_numbers(
     w: Any, depth: int, x: Any, x_row: int, rows: int, out: Any, out_row: int, panels: int,
-    scratch: Any, streamed: bool,
+    scratch: Any,
 ) -> None:  # fmt: skip
     """Where three tiles and more need the same weights, these are converted to float32 once.
 
     They come into `scratch`; the next are fetched meanwhile. Unless converting costs nothing.
     """
     size = depth * LANES
-    if rows <= 2 * MANY_ROWS or w.dtype == scratch.dtype or IS_ZEN:
+    if rows <= 2 * MANY_ROWS or w.dtype == scratch.dtype or CONVERTS_ASIDE:
         multiply(w, size, LANES, depth, x, x_row, rows, out, out_row, panels, FEW_ROWS)
         return
     for panel in range(0, panels, MANY_PANELS):
@@ -137,7 +135,7 @@ def _multiply_numbers(
 
 def _multiply_blocks(
     w: Any, depth: int, x: Any, x_row: int, rows: int, out: Any, out_row: int, panels: int,
-    scratch: Any, streamed: bool,
+    scratch: Any,
 ) -> None:  # fmt: skip
     """Inputs are rounded into `scratch`, those of as many rows at once as have room there."""
     size, blocks = panel_size(w, depth), (depth + INPUTS - 1) // INPUTS
@@ -152,7 +150,7 @@ def _multiply_blocks(
                 height = tile_height(count - row, MOST_BLOCK_ROWS)
                 block_tile(
                     w, panel * size, blocks, scratch, row * row_size, row_size, height,
-                    out, (first + row) * out_row + panel * LANES, out_row, streamed,
+                    out, (first + row) * out_row + panel * LANES, out_row,
                 )  # fmt: skip
                 row += height
 
@@ -160,7 +158,7 @@ def _multiply_blocks(
 @overload(multiply_kept, jit_options=OPTIONS, strict=False)
 def _by_form(
     w: Any, depth: Any, x: Any, x_row: Any, rows: Any, out: Any, out_row: Any, panels: Any,
-    scratch: Any, streamed: Any,
+    scratch: Any,
 ) -> Any:  # fmt: skip
     return _multiply_blocks if form_of(w.dtype) else _multiply_numbers
 

@@ -11,9 +11,7 @@ Floats = NDArray[np.float32]
 class Shape(NamedTuple):
     """Sizes; `context` and `padded_head`, a head's share of the values, are multiples of 64.
 
-    `gated`: the feed-forward layer is SwiGLU, and not GELU without a gate. `streamed`: no cache has
-    room for the weights until the next pass, so those in blocks are not to drive out what others
-    keep there, such as a draft's.
+    `gated`: the feed-forward layer is SwiGLU, and not GELU without a gate.
     """
 
     heads: int
@@ -26,7 +24,6 @@ class Shape(NamedTuple):
     context: int
     slots: int
     eps: float
-    streamed: bool
 
 
 class Matrix(NamedTuple):

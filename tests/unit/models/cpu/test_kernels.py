@@ -35,10 +35,10 @@ def kept(weight: np.ndarray, dtype: str) -> Panels:
     return panels
 
 
-def product(panels: Panels, x: np.ndarray, outputs: int, *, streamed: bool = False) -> np.ndarray:
+def product(panels: Panels, x: np.ndarray, outputs: int) -> np.ndarray:
     out = np.full((len(x), padded(outputs)), np.nan, np.float32)
     scratch = np.full((1, scratch_size(x.shape[1])), np.nan, np.float32)
-    run_head(0, 1, panels.matrix().panels, x, len(x), out, scratch, streamed)
+    run_head(0, 1, panels.matrix().panels, x, len(x), out, scratch)
     return out[:, :outputs]
 
 
@@ -122,13 +122,6 @@ def test_a_row_times_blocks_has_the_same_bits_in_any_company(tmp_path, kind) -> 
     for count in [*range(1, 40), 96, 97, len(x)]:
         found = product(w, x[-count:], shape[0])
         assert np.array_equal(found, alone[-count:]), f"{count} rows"
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_weights_that_are_not_kept_in_the_cache_are_the_same_weights(tmp_path, kind) -> None:
-    """A target beside a draft is read so, alone on a machine with larger caches not."""
-    w, x = in_blocks(tmp_path / "one.gguf", (64, 512), kind), normal(5, 512)
-    assert np.array_equal(product(w, x, 64), product(w, x, 64, streamed=True))
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
