@@ -91,12 +91,14 @@ def _connect(config: RayConfig) -> bool:
         ray.shutdown()
         cause = (str(error).strip() or repr(error)).splitlines()[0]
         raise WorkerError(f"Ray could not be started: {cause}") from error
-    except BaseException:  # Ctrl-C while Ray starts
+    except BaseException as error:  # a signal while Ray starts
         ray.shutdown()
+        if isinstance(error, SystemExit) and callable(on_sigterm):
+            on_sigterm(signal.SIGTERM, None)  # Ray had taken it over
         raise
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)  # Ray took it over
+            signal.signal(signal.SIGTERM, on_sigterm)
     _dashboard = context.dashboard_url or ""
     return address is None
 

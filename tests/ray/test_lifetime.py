@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,9 @@ def whole(tmp_path):
         yield
 
 
-def start(smollm2, *flags):
-    """`specpipe run` as a program of its own, once it has printed its first words."""
-    process = subprocess.Popen(
+def launch(smollm2, *flags):
+    """`specpipe run` as a program of its own."""
+    return subprocess.Popen(
         [
             *(*SPECPIPE, "run", "--prompt", "Count from 1 to 1000.", "--ignore-eos"),
             *("--max-tokens", "4000", "--models-dir", smollm2.folder.parent, *flags),
@@ -50,6 +51,11 @@ def start(smollm2, *flags):
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
+
+
+def start(smollm2, *flags):
+    """The same, once it has printed its first words."""
+    process = launch(smollm2, *flags)
     assert process.stdout.read(4)
     return process
 
@@ -73,6 +79,26 @@ def test_sigterm_ends_a_run_soon_and_cleanly(smollm2):
     process.communicate(timeout=10)
     assert time.monotonic() - begun < 6
     assert process.returncode == 143
+
+
+@pytest.mark.slow
+def test_sigterm_while_ray_starts_is_told_as_such(smollm2):
+    """Ray answers it by an exit code of its own until it has started."""
+    process = launch(smollm2, "--no-draft")
+    deadline = time.monotonic() + 60
+    while not any("raylet" in each.name() for each in psutil.Process(process.pid).children()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.terminate()
+    family: set[psutil.Process] = set()
+    while process.poll() is None:
+        with suppress(psutil.Error):
+            family |= set(psutil.Process(process.pid).children(recursive=True))
+        time.sleep(0.01)
+    process.communicate()
+    assert process.returncode == 143
+    for agent in filter(lives, family):  # Ray's own two; see below
+        agent.kill()
 
 
 def status() -> dict[int, dict[str, Any]]:
