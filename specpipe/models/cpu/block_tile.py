@@ -41,12 +41,17 @@ from specpipe.models.cpu.instructions import (
 )
 from specpipe.models.gguf_blocks import INPUTS
 
-MOST_BLOCK_ROWS = 16 if HAS_VNNI else 4
-"""Of a tile: a sum of whole numbers for each has to stay in a register."""
+_MOST_ROWS = {1: 16, 2: 10} if HAS_VNNI else {1: 4, 2: 4}
+"""Of a tile, by parts of a block: of each row a sum of whole numbers has to stay in a register."""
 ROUNDED = 2 + INPUTS // 2
 """Words of 32 inputs once they are rounded: their scale, their sum, and their numbers in pairs."""
 _MOST = 32767.0
 _TINY = 1e-30  # of a block of zeros
+
+
+def most_rows(form: BlockForm) -> int:
+    """How many rows a tile takes."""
+    return _MOST_ROWS[form.parts]
 
 
 @generated
@@ -93,7 +98,7 @@ def block_tile(
     _context: Any, w: Any, w_at: Any, blocks: Any,
     x: Any, x_at: Any, x_row: Any, rows: Any, out: Any, out_at: Any, out_row: Any,
 ) -> Any:  # fmt: skip
-    """Multiply the panel at w[w_at] by 1 to MOST_BLOCK_ROWS rows.
+    """Multiply the panel at w[w_at] by 1 to `most_rows` rows.
 
     Row r's inputs are at x[x_at + r * x_row], `blocks` times ROUNDED words; its outputs come to
     out[out_at + r * out_row] and the next 15. For other numbers of rows it does nothing.
@@ -112,7 +117,7 @@ def block_tile(
         by_count(
             builder,
             values[6],
-            range(1, MOST_BLOCK_ROWS + 1),
+            range(1, most_rows(form) + 1),
             lambda count: tile.emit(count, x_place, values[5], out_place, values[9]),
         )
         return context.get_dummy_value()
@@ -146,8 +151,14 @@ class _Tile:
     def _add(self, block: Any, rows: list[Any], sums: list[Any]) -> list[Any]:
         """A block's share of each row's sums, added to them."""
         builder, form = self._builder, self._form
+        shares: list[Any] = []
         for part in range(form.parts):
-            sums = self._add_part(block, part, rows, sums)
+            shares = self._add_part(block, part, rows, shares)
+        scales = [spread(builder, builder.load(row)) for row in rows]
+        sums = [
+            call(builder, "llvm.fma", share, scale, found)
+            for share, scale, found in zip(shares, scales, sums, strict=True)
+        ]
         least = form.least(builder, block)
         if least is None:
             return sums
@@ -157,8 +168,11 @@ class _Tile:
             for total, found in zip(totals, sums, strict=True)
         ]
 
-    def _add_part(self, block: Any, part: int, rows: list[Any], sums: list[Any]) -> list[Any]:
-        """The share of those inputs of a block that have a scale in common."""
+    def _add_part(self, block: Any, part: int, rows: list[Any], shares: list[Any]) -> list[Any]:
+        """Those inputs of a block that have a scale in common, added to each row's share, if any.
+
+        Shares are still to be multiplied by the rows' own scales.
+        """
         builder, form = self._builder, self._form
         chains = 2 if len(rows) <= 2 else 1  # an addition waits for the last one to the same sum
         products = [[words(0)] * chains for _ in rows]
@@ -170,9 +184,11 @@ class _Tile:
                     place = step(builder, row, ir.Constant(INT64, 2 + turn * TURNS + pair))
                     chain = products[i][pair % chains]
                     products[i][pair % chains] = add_products(builder, weights, place, chain)
-        scale, new = form.scale(builder, block, part), []
-        for row, chained, old in zip(rows, products, sums, strict=True):
-            product = reduce(builder.add, chained)
-            both = builder.fmul(scale, spread(builder, builder.load(row)))
-            new.append(call(builder, "llvm.fma", builder.sitofp(product, VECTOR), both, old))
-        return new
+        scale = form.scale(builder, block, part)
+        found = [builder.sitofp(reduce(builder.add, chained), VECTOR) for chained in products]
+        if not shares:
+            return [builder.fmul(number, scale) for number in found]
+        return [
+            call(builder, "llvm.fma", number, scale, share)
+            for number, share in zip(found, shares, strict=True)
+        ]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba.extending import overload
 
-from specpipe.models.cpu.block_tile import MOST_BLOCK_ROWS, ROUNDED, block_tile, round_inputs
+from specpipe.models.cpu.block_tile import ROUNDED, block_tile, most_rows, round_inputs
 from specpipe.models.cpu.blocks import form_of
 from specpipe.models.cpu.compiled import OPTIONS, compiled
 from specpipe.models.cpu.instructions import CONVERTS_ASIDE, LANES
@@ -147,7 +147,7 @@ def _multiply_blocks(
         for panel in range(panels):
             row = 0
             while row < count:
-                height = tile_height(count - row, MOST_BLOCK_ROWS)
+                height = tile_height(count - row, _most_rows(w))
                 block_tile(
                     w, panel * size, blocks, scratch, row * row_size, row_size, height,
                     out, (first + row) * out_row + panel * LANES, out_row,
@@ -187,6 +187,18 @@ def _panel_size(w: Any, depth: Any) -> Any:
     if form := form_of(w.dtype):
         inputs, elements = form.inputs, form.elements
     return lambda w, depth: (depth + inputs - 1) // inputs * elements
+
+
+def _most_rows(w: Any) -> int:
+    """How many rows a tile of these weights takes; for compiled code."""
+    raise NotImplementedError
+
+
+@overload(_most_rows, jit_options=OPTIONS, strict=False)
+def _most_rows_of_form(w: Any) -> Any:
+    form = form_of(w.dtype)
+    most = most_rows(form) if form else 0
+    return lambda w: most
 
 
 @compiled
