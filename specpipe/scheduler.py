@@ -12,12 +12,10 @@ from collections.abc import Iterable, Mapping
 from specpipe.events import Command, Send, StartTimer
 from specpipe.pace import DraftState
 from specpipe.policy import Decision, Policy
+from specpipe.reading import reading_part
 from specpipe.sequence import SequenceState
 from specpipe.worker_messages import Role, ToDraft, ToTarget
 from specpipe.worker_state import Pass, WorkerState
-
-_READING_SHARE = 8
-"""While others write, prompts are read in parts so many times smaller: nobody is to be stalled."""
 
 
 class Scheduler:
@@ -188,7 +186,7 @@ class Scheduler:
         """Who can be judged in this pass, and who only reads on, how many tokens each."""
         sequences, ready, parts = list(sequences), [], []
         writing = any(sequence.behind == 0 for sequence in self._running.values())
-        room = max(1, self._prefill_chunk // _READING_SHARE) if writing else self._prefill_chunk
+        room = reading_part(self._prefill_chunk, beside_others=writing)
         for sequence in sequences:
             if sequence.behind <= room:
                 ready.append(sequence)

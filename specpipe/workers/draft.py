@@ -18,6 +18,7 @@ from specpipe.exhaustion import failure
 from specpipe.messages import Message
 from specpipe.metrics import Source
 from specpipe.models.interface import Logits
+from specpipe.reading import reading_part
 from specpipe.worker_messages import (
     Block,
     Close,
@@ -34,7 +35,6 @@ from specpipe.worker_messages import (
 )
 
 _LITTLE = 16  # tokens: who lacks no more than these shares a pass with others
-_READING_SHARE = 8  # beside others a text is read in parts so many times smaller
 
 
 @dataclass(slots=True)
@@ -263,9 +263,7 @@ class Draft:
         self._current = requests
         begun, answers = self._clock(), list[FromWorker]()
         chains = [self._chains[request] for request in requests]
-        chunk = self._prefill_chunk
-        if len(self._chains) > 1:
-            chunk = max(1, chunk // _READING_SHARE)
+        chunk = reading_part(self._prefill_chunk, beside_others=len(self._chains) > 1)
         try:
             feeds = [chain.drafter.feed(chain.tokens, chunk) for chain in chains]
             found = self._sources.forward(feeds, interrupted)
