@@ -8,11 +8,12 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
 
 from specpipe.errors import UserError
+from specpipe.models.cpu.panels import Panels
 from specpipe.models.gguf_blocks import BlockReader, joined
 from specpipe.models.gguf_file import GGUFFile
 from specpipe.models.loader import load_model
 from specpipe.models.source import open_model
-from specpipe.models.weights import DecoderWeights, find_forms
+from specpipe.models.weights import DecoderWeights, Linear, find_forms
 from tests.unit.models.k_blocks import K_KINDS, random_blocks
 
 KINDS = GGMLQuantizationType
@@ -52,6 +53,28 @@ def test_a_block_has_the_weights_that_llama_cpp_reads_in_it(tmp_path, kind) -> N
         assert np.array_equal(found.floats(), weights)
         turned = joined([found[40:], found[:8]]).floats()
         assert np.array_equal(turned, np.concatenate([weights[40:], weights[:8]]))
+
+
+def test_parts_of_several_types_become_one_matrix(tmp_path) -> None:
+    """Queries and keys mostly have 4 bits, values 6: read as each other's, they would be noise."""
+    kinds = {"q": KINDS.Q4_K, "k": KINDS.Q5_K, "v": KINDS.Q6_K}
+    writer = GGUFWriter(tmp_path / "mixed.gguf", "none")
+    for name, kind in kinds.items():
+        writer.add_tensor(name, random_blocks((32, 512), kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = GGUFFile(tmp_path / "mixed.gguf")
+    reader = BlockReader(file)
+    form = reader.form(kinds)
+    assert form == "k6"
+    whole = joined([reader.read(name, form) for name in kinds])
+    weights = np.concatenate([file.dequantize(name) for name in kinds])
+    assert np.array_equal(whole.floats(), weights)
+    panels = Panels(1, len(weights), 512, form)
+    panels.fill(0, Linear(whole))
+    assert np.array_equal(panels.rows(np.arange(len(weights))), weights)
 
 
 @pytest.mark.parametrize("kind", [KINDS.F16, KINDS.Q5_1])

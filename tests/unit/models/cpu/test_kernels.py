@@ -18,7 +18,7 @@ from specpipe.models.cpu.layers import run_head
 from specpipe.models.cpu.panels import Panels, padded
 from specpipe.models.cpu.products import scratch_size
 from specpipe.models.cpu.tile import MANY_ROWS
-from specpipe.models.gguf_blocks import BlockReader
+from specpipe.models.gguf_blocks import BlockReader, Form
 from specpipe.models.gguf_file import GGUFFile
 from specpipe.models.weights import Linear
 from tests.unit.models.k_blocks import K_KINDS, random_blocks
@@ -74,7 +74,9 @@ PLAIN = [GGMLQuantizationType[name] for name in ("Q4_0", "Q4_1", "Q5_0", "Q8_0")
 KINDS = [*PLAIN, *K_KINDS]
 
 
-def in_blocks(path: Path, shape: tuple[int, int], kind: GGMLQuantizationType) -> Panels:
+def in_blocks(
+    path: Path, shape: tuple[int, int], kind: GGMLQuantizationType, form: Form | None = None
+) -> Panels:
     writer = GGUFWriter(path, "none")
     stored = random_blocks(shape, kind) if kind in K_KINDS else quantize(normal(*shape), kind)
     writer.add_tensor("w", stored, raw_dtype=kind)
@@ -83,24 +85,37 @@ def in_blocks(path: Path, shape: tuple[int, int], kind: GGMLQuantizationType) ->
     writer.write_tensors_to_file()
     writer.close()
     reader = BlockReader(GGUFFile(path))
-    form = reader.form(["w"])
+    form = form or reader.form(["w"])
+    assert form
     panels = Panels(1, *shape, form)
     panels.fill(0, Linear(reader.read("w", form)))
     return panels
 
 
+OF_MIXED = [
+    (GGMLQuantizationType.Q4_0, "k8"),
+    *((kind, form) for kind in K_KINDS for form in ("k6", "k8")),
+]
+"""Forms in which a matrix is kept whose layers or parts have several types."""
+
+
 @pytest.mark.parametrize(
-    ("kind", "shape"),
+    ("kind", "shape", "form"),
     [
-        *((kind, shape) for kind in PLAIN for shape in [(64, 64), (576, 1536), (100, 96), (7, 32)]),
-        *((kind, shape) for kind in K_KINDS for shape in [(576, 1536), (7, 256)]),
+        *(
+            (kind, shape, None)
+            for kind in PLAIN
+            for shape in [(64, 64), (576, 1536), (100, 96), (7, 32)]
+        ),
+        *((kind, shape, None) for kind in K_KINDS for shape in [(576, 1536), (7, 256)]),
+        *((kind, (100, 512), form) for kind, form in OF_MIXED),
     ],
 )
 def test_blocks_are_the_weights_of_the_file_times_all_but_the_whole_input(
-    tmp_path, kind, shape
+    tmp_path, kind, shape, form
 ) -> None:
     """Inputs keep 16 bits: with 8, one token in eight of the default target is another."""
-    panels, x = in_blocks(tmp_path / "one.gguf", shape, kind), normal(3, shape[1])
+    panels, x = in_blocks(tmp_path / "one.gguf", shape, kind, form), normal(3, shape[1])
     weights = GGUFFile(tmp_path / "one.gguf").dequantize("w")
     x[:, 5] = 3000  # as models have them: it takes its 31 neighbours' digits, and no others'
     some = np.arange(shape[0])[::-3]
