@@ -33,7 +33,7 @@ from specpipe.worker_messages import MAX_TEXT, Ready, Role
 
 log = logging.getLogger(__name__)
 
-_WATCH_EVERY_S = 0.2
+_WATCH_EVERY_S, _WATCH_AT_FIRST_S = 0.2, 0.05  # until all were seen to work
 _LONGEST_TURN_S = 1.0  # of looking; what is longer, this program was held up for
 _MOST_RESTARTS = 5  # in a row, of a worker of which nothing comes and that dies within _STEADY_S
 _STEADY_S = 60.0
@@ -286,7 +286,7 @@ class Supervisor:
     def _watch(self) -> None:
         """Look after the workers; on a clock that stands still while this program does."""
         lived, before = 0.0, time.monotonic()
-        while not self._closing.wait(_WATCH_EVERY_S):
+        while not self._closing.wait(self._watch_every()):
             now = time.monotonic()
             lived, before = lived + min(now - before, _LONGEST_TURN_S), now
             try:
@@ -300,6 +300,10 @@ class Supervisor:
                 for running in self._running.values():
                     ray.kill(running.host)
                 return
+
+    def _watch_every(self) -> float:
+        worked = all(running.watch.has_worked for running in list(self._running.values()))
+        return _WATCH_EVERY_S if worked else _WATCH_AT_FIRST_S
 
     def _trouble(self, role: Role, running: _Running, now: float) -> str | None:
         """Why a worker has to be replaced; `now` is in seconds of our own work."""

@@ -34,7 +34,7 @@ class Watch:
         return self._vigil.has_worked
 
     def look(self, now: float) -> str | None:
-        """Hear what was answered, and ask again; to be called a few times a second.
+        """Hear what was answered, and ask again; to be called some times a second.
 
         Args:
             now: as in Vigil.
@@ -46,6 +46,8 @@ class Watch:
             pending, self._pending = self._pending, None
             with suppress(RayError):  # it died: its end is told elsewhere
                 self._vigil.hear(Reading(*ray.get(pending)), now)
-        if self._pending is None and now - self._asked >= _ASK_EVERY_S:
+        # Often at first: if it dies before it was seen to work, nothing is thought to come of it.
+        every = _ASK_EVERY_S if self.has_worked else 0.0
+        if self._pending is None and now - self._asked >= every:
             self._pending, self._asked = self._host.pulse.remote(self._role), now
         return self._vigil.trouble(now)

@@ -18,7 +18,7 @@ from specpipe.stopping import StopRule
 from specpipe.worker_messages import Block, Commit, Extend, Open, Proceed, Role
 from specpipe.worker_state import Pass
 
-MOST_LOSSES = 3
+MOST_LOSSES = 4
 """How often in a row a worker may be lost over a request before it is tried no more with it."""
 
 

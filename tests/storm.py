@@ -44,6 +44,7 @@ class Victims:
         """Do one of FAULTS."""
         how, roles = FAULTS[fault]
         pids = {role: self.pid(role) for role in roles}
+        before = {role: self._incarnation(role) for role in roles}
         for role, pid in pids.items():
             if how in {"stop", "pause"}:
                 _send(pid, signal.SIGSTOP)
@@ -53,11 +54,12 @@ class Victims:
             time.sleep(0.5)
             for pid in pids.values():
                 _send(pid, signal.SIGCONT)
-        if how == "twice":
-            before = {role: self._incarnation(role) for role in roles}
-            for role in roles:
+        if how in {"kill", "twice"}:
+            for role in roles:  # until that is noticed, all seem to be up
                 while self._incarnation(role) == before[role]:
                     time.sleep(0.02)
+        if how == "twice":
+            for role in roles:
                 time.sleep(0.3)
                 ray.kill(self._host(role))
 

@@ -1,6 +1,7 @@
 """Workers that are killed and stopped: the text stays the same, and nothing is left behind."""
 
 import asyncio
+import dataclasses
 import os
 import subprocess
 import sys
@@ -103,6 +104,23 @@ def test_no_fault_costs_a_token_neither_in_a_prompt_nor_in_an_answer(
             victims.strike(fault)
             assert stream.completion.token_ids == whole[prompt].token_ids
         victims.wait_until_up(120)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_again_and_again_soon_after_it_came_back(pipeline, whole, victims):
+    """It works each time; one of which nothing comes is given up after six times."""
+    prompt = prompts(1)[0]
+    long = dataclasses.replace(PARAMS, max_tokens=1500)
+    with pipeline.stream(prompt, long) as stream:
+        pieces = iter(stream)
+        for _ in range(7):
+            next(pieces)
+            time.sleep(0.5)  # it reads what was written so far, and writes on
+            victims.strike("target killed")
+            victims.wait_until_up(120)
+        tokens = stream.completion.token_ids
+    assert len(tokens) == 1500
+    assert tokens[: PARAMS.max_tokens] == whole[prompt].token_ids
 
 
 @pytest.mark.slow

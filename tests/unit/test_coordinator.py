@@ -320,7 +320,7 @@ def test_a_request_over_which_the_target_dies_again_and_again_ends_with_its_text
     desk.tell(Lost("target", incarnation, "out of memory"))
     (finish,) = desk.sent(Finish)
     assert (finish.request, finish.reason) == (0, "error")
-    assert "4 times in a row" in finish.cause
+    assert f"{MOST_LOSSES + 1} times in a row" in finish.cause
     assert "out of memory" in finish.cause
     assert finish.metrics.completion_tokens == 1
     desk.ready("target", incarnation + 1)
