@@ -34,7 +34,7 @@ class Watch:
         return self._vigil.has_worked
 
     def look(self, now: float) -> str | None:
-        """Hear what was answered, and ask again; to be called some times a second.
+        """Hear what was answered, and ask again; to be called several times a second.
 
         Args:
             now: as in Vigil.
