@@ -22,6 +22,7 @@ from specpipe.models.cpu.instructions import (
     FLOAT,
     HALF,
     INT64,
+    IS_ZEN,
     LANES,
     PAIRS,
     VECTOR,
@@ -35,7 +36,10 @@ from specpipe.models.gguf_blocks import INPUTS, Form
 
 TURNS = 4
 """In which a block's numbers are made, for 8 inputs each."""
-_AHEAD = 8192  # bytes that a panel is fetched ahead of its use; found by trying
+# Bytes that a panel is fetched ahead of its use, and into which cache; found by trying. Intel's
+# processors await few lines at once for the first (16 are too few to fill a latency), many for the
+# second.
+_AHEAD = [(8192, 1)] if IS_ZEN else [(8192, 2), (6144, 1)]
 _LINE = 64  # bytes that are fetched together
 _TOGETHER = 8  # blocks that share numbers, where any do
 OFFSET, SIXES = 32, 3
@@ -90,7 +94,8 @@ class BlockForm(ABC):
         share = self.layout.itemsize // self.blocks
         first = step(builder, panel, builder.mul(number, ir.Constant(INT64, share)))
         for line in range(0, share, _LINE):
-            prefetch(builder, _on(builder, first, _AHEAD + line))
+            for ahead, cache in _AHEAD:
+                prefetch(builder, _on(builder, first, ahead + line), cache)
 
     def _at(self, field: str) -> int:
         """Where a field begins."""

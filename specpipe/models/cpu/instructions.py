@@ -22,8 +22,8 @@ def _has(feature: str) -> bool:
 
 HAS_AVX512 = _has("avx512f")
 _HAS_AVX2, HAS_VNNI = _has("avx2"), _has("avx512vnni")
-CONVERTS_ASIDE = get_host_cpu_name().startswith("znver")
-"""Whether float16 becomes float32 on other ports than those that multiply: so on AMD's Zen."""
+IS_ZEN = get_host_cpu_name().startswith("znver")
+"""AMD's Zen, which does some things in other places and other numbers than Intel's processors."""
 if HAS_VNNI or _HAS_AVX2:
     initialize_native_asmparser()
 
@@ -210,12 +210,12 @@ def _add_products_by_halves(builder: Any, left: Any, place: Any, sums: Any) -> A
     return builder.shuffle_vector(lower, upper, ir.Constant(WORDS, list(range(LANES))))
 
 
-def prefetch(builder: Any, place: Any) -> None:
-    """Bring a place into the cache; it need not exist."""
+def prefetch(builder: Any, place: Any, cache: int = 1) -> None:
+    """Bring a place into the first cache, or no nearer than the second; it need not exist."""
     anything = BYTE.as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [anything, INT32, INT32, INT32])
     function = declared(builder.module, "llvm.prefetch.p0", kind)
-    read, keep, data = (ir.Constant(INT32, value) for value in (0, 3, 1))
+    read, keep, data = (ir.Constant(INT32, value) for value in (0, 4 - cache, 1))
     builder.call(function, [builder.bitcast(place, anything), read, keep, data])
 
 

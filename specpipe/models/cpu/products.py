@@ -11,7 +11,7 @@ from numba.extending import overload
 from specpipe.models.cpu.block_tile import ROUNDED, block_tile, most_rows, round_inputs
 from specpipe.models.cpu.blocks import form_of
 from specpipe.models.cpu.compiled import OPTIONS, compiled
-from specpipe.models.cpu.instructions import CONVERTS_ASIDE, LANES
+from specpipe.models.cpu.instructions import IS_ZEN, LANES
 from specpipe.models.cpu.tile import (
     BLOCK,
     FEW_PANELS,
@@ -109,10 +109,11 @@ def _multiply_numbers(
 ) -> None:  # fmt: skip
     """Where three tiles and more need the same weights, these are converted to float32 once.
 
-    They come into `scratch`; the next are fetched meanwhile. Unless converting costs nothing.
+    They come into `scratch`; the next are fetched meanwhile. Unless converting costs nothing: Zen
+    does it on other ports than those that multiply.
     """
     size = depth * LANES
-    if rows <= 2 * MANY_ROWS or w.dtype == scratch.dtype or CONVERTS_ASIDE:
+    if rows <= 2 * MANY_ROWS or w.dtype == scratch.dtype or IS_ZEN:
         multiply(w, size, LANES, depth, x, x_row, rows, out, out_row, panels, FEW_ROWS)
         return
     for panel in range(0, panels, MANY_PANELS):
