@@ -167,10 +167,12 @@ def test_a_target_that_cannot_come_back_ends_requests_with_their_text(
 def test_workers_end_with_their_coordinator(our_ray, config):
     """They would keep their cores, memory and GPU, for nobody."""
     alone = config.override(draft={"model": "none"})
+    others = set(ray.util.list_named_actors())  # of the pipeline that other tests share
     with Pipeline.launch(alone) as pipeline:
+        assert set(ray.util.list_named_actors()) - others
         pipeline._hub.kill()
         deadline = time.monotonic() + 20
-        while any(name.startswith("specpipe-") for name in ray.util.list_named_actors()):
+        while set(ray.util.list_named_actors()) - others:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         with pytest.raises(SpecpipeError, match="coordinator's process ended"):
