@@ -20,8 +20,7 @@ def write(config, figures=None):
             if figures is not None:
                 sent = sum(c.metrics.sent for c in completions)
                 accepted = sum(c.metrics.accepted for c in completions)
-                useful = sum(c.metrics.useful for c in completions)
-                figures[name] = accepted / sent, useful / accepted
+                figures[name] = accepted / sent
         return answers
 
 
@@ -35,8 +34,8 @@ def test_twenty_prompts_with_two_drafts_equal_the_target_alone(smollm2, smollm2_
         figures = {}
         table = {"model": draft.name, "drafter": "model"}
         if alike:
-            table |= {"dtype": "float16", "head_tokens": 0}
+            table |= {"dtype": "gguf", "head_tokens": 0}  # the target's very weights
         answers = write(config.override(draft=table), figures)
         assert answers == reference
-        for rate, useful in figures.values():
-            assert (rate == 1.0 and useful >= 0.5) if alike else (0.1 < rate < 1.0)
+        for rate in figures.values():
+            assert rate == 1.0 if alike else 0.1 < rate < 1.0
