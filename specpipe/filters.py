@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from specpipe.models.interface import Logits
+from specpipe.models.interface import Logits, OutputIds
 from specpipe.sampling import Sampling
 
 
@@ -24,11 +24,11 @@ class Law:
     """A distribution over the tokens that survived the filters.
 
     Attributes:
-        ids: int64[n], rising; None where every token of the vocabulary survived.
+        ids: rising, one for each score; None where every token of the vocabulary survived.
         scores: float64[n], logarithms of the chances but for a constant; the largest is 0.
     """
 
-    ids: NDArray[np.int64] | None
+    ids: OutputIds | None
     scores: NDArray[np.float64]
 
     @cached_property
@@ -99,8 +99,10 @@ def adjusted(logits: Logits, sampling: Sampling, tokens: Sequence[int], position
     return logits
 
 
-def filtered(logits: Logits, sampling: Sampling) -> Law:
+def filtered(logits: Logits, sampling: Sampling, ids: OutputIds | None = None) -> Law:
     """The law of adjusted logits at the request's temperature, above 0.
+
+    `ids` are those of the logits, where not every token of the vocabulary has one.
 
     - top_k: the k likeliest, and what ties with the last of them.
     - top_p: the fewest likeliest whose chances reach p; of equals the lowest ids first (Holtzman et
@@ -111,7 +113,7 @@ def filtered(logits: Logits, sampling: Sampling) -> Law:
     scores -= scores.max()
     with np.errstate(over="ignore"):
         scores /= sampling.temperature
-    law = Law(None, scores)
+    law = Law(ids, scores)
     if 0 < sampling.top_k < len(scores):
         law = law.keep(scores >= np.partition(scores, -sampling.top_k)[-sampling.top_k])
     if sampling.top_p < 1:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from specpipe.models.interface import Feed, Interrupted, Logits, SequenceModel
+from specpipe.models.interface import Feed, Interrupted, Logits, OutputIds, SequenceModel
 
 
 class Reading(NamedTuple):
@@ -95,6 +95,11 @@ class Watched:
     def vocab_size(self) -> int:
         """As the model's."""
         return self._model.vocab_size
+
+    @property
+    def output_ids(self) -> OutputIds | None:
+        """As the model's."""
+        return self._model.output_ids
 
     @property
     def context_length(self) -> int:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from specpipe.errors import SpecpipeError
 from specpipe.filters import Law, adjusted, filtered, likeliest
-from specpipe.models.interface import Logits
+from specpipe.models.interface import Logits, OutputIds
 from specpipe.noise import NoiseStream, noise_words, race, uniforms
 from specpipe.sampling import GuessLaw, Sampling, TokenLogprobs
 
@@ -67,16 +67,27 @@ class Sampler:
             return best
         return self._draw(filtered(logits, self.sampling), position, NoiseStream.DRAW)
 
-    def guess(self, logits: Logits, position: int, tokens: Sequence[int] = ()) -> Guess:
+    def guess(
+        self,
+        logits: Logits,
+        position: int,
+        tokens: Sequence[int] = (),
+        ids: OutputIds | None = None,
+    ) -> Guess:
         """A draft's token: by `choose`, or for the rejection rule from a law of few tokens.
+
+        `ids` are those of the logits, where not every token of the vocabulary has one; there must
+        be neither biases nor penalties then.
 
         Raises:
             SpecpipeError: as choose.
         """
+        assert ids is None or not self.sampling.adjusts
         logits, best = self._adjusted(logits, position, tokens)
         if self.sampling.greedy:
-            return Guess(best, _chance_of_best(logits), None)
-        law = filtered(logits, self.sampling)
+            token = best if ids is None else int(ids[best])
+            return Guess(token, _chance_of_best(logits), None)
+        law = filtered(logits, self.sampling, ids)
         if not self.sampling.rejects:
             token = self._draw(law, position, NoiseStream.DRAW)
             index = law.index(token)
@@ -85,8 +96,8 @@ class Sampler:
         law = likeliest(law, MOST_LAW_TOKENS)
         assert len(law) <= MOST_LAW_TOKENS
         chances = law.chances()
-        ids = range(len(chances)) if law.ids is None else law.ids.tolist()
-        sent = GuessLaw(tuple(ids), tuple(chances.tolist()))
+        known = range(len(chances)) if law.ids is None else law.ids.tolist()
+        sent = GuessLaw(tuple(known), tuple(chances.tolist()))
         return Guess(self._draw(law, position, NoiseStream.DRAW), float(chances.max()), sent)
 
     def law(self, logits: Logits, position: int, tokens: Sequence[int] = ()) -> Law:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from specpipe.models.interface import Feed, Interrupted, Logits
+from specpipe.models.interface import Feed, Interrupted, Logits, OutputIds
 from specpipe.sampler import Sampler
 from specpipe.sampling import Sampling
 from specpipe.stopping import FinishReason
@@ -96,6 +96,7 @@ class ToyModel:
         self.num_slots = num_slots
         self.context_length = context_length
         self.vocab_size = vocab_size
+        self.output_ids: OutputIds | None = None
         self.held: dict[int, list[int]] = {}
         self.failing = self.fails_shared = False
 

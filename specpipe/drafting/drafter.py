@@ -24,6 +24,7 @@ from specpipe.drafting.ngram import Experience, Finding, NGrams
 from specpipe.drafting.past_outputs import PastOutputs
 from specpipe.metrics import SOURCES, Source
 from specpipe.models.interface import Feed, Interrupted, Logits, SequenceModel
+from specpipe.models.partial_head import spread
 from specpipe.models.slots import Slots, common_length
 from specpipe.sampler import Guess, Sampler
 from specpipe.sampling import GuessLaw, Sampling
@@ -216,11 +217,14 @@ class Drafter:
 
         Args:
             tokens: the chain.
-            logits: float32[1, vocabulary], what its last token brought.
+            logits: float32[1, outputs], what its last token brought in the model's latest pass.
             begun: when that pass began.
         """
-        position = len(tokens)
-        guess = self._sampler.guess(logits[-1], position, tokens)
+        assert self._model is not None
+        position, ids = len(tokens), self._model.output_ids
+        if ids is not None and self.sampling.adjusts:
+            logits, ids = spread(logits, ids, self._model.vocab_size), None
+        guess = self._sampler.guess(logits[-1], position, tokens, ids)
         chance = self._sources.calibration.chance(guess.confidence)
         self._sources.chances.append(chance)
         found = None if self._ngrams is None else self._ngrams.find(tokens)

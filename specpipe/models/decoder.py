@@ -10,7 +10,7 @@ What all devices have in common is here; `cpu/` and `cuda/` compute.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from specpipe.models.interface import Feed, Interrupted, Logits
+from specpipe.models.interface import Feed, Interrupted, Logits, OutputIds
 from specpipe.models.shape import DecoderConfig
 from specpipe.models.slot_lengths import SlotLengths
 
@@ -36,6 +36,11 @@ class Decoder(ABC):
     def vocab_size(self) -> int:
         """Number of token ids, a padded tail included."""
         return self.config.vocab_size
+
+    @property
+    def output_ids(self) -> OutputIds | None:
+        """Which tokens the latest pass's logits have columns for; None: all below output_size."""
+        return None
 
     @property
     def context_length(self) -> int:
@@ -72,7 +77,7 @@ class Decoder(ABC):
         the call, and None is returned.
 
         Returns:
-            float32[rows, output_size].
+            float32[rows, outputs]: output_size of them, or as many as there are `output_ids`.
 
         Raises:
             ValueError: for no tokens, too many, ids outside the vocabulary, or too many rows.
@@ -86,7 +91,7 @@ class Decoder(ABC):
         """Feed several sequences at once: one pass over the weights for all of them.
 
         Returns:
-            float32[rows, output_size] for each feed; None if interrupted, the slots being as they
+            float32[rows, outputs] for each feed; None if interrupted, the slots being as they
             were.
 
         Raises:

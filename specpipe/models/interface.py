@@ -12,7 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Logits = NDArray[np.float32]
-"""Unnormalised log-probabilities, one row a position: float32[rows, vocabulary]."""
+"""Unnormalised log-probabilities, one row a position: float32[rows, vocabulary].
+
+Of a model with `output_ids`: float32[rows, output ids]."""
+OutputIds = NDArray[np.int64]
+"""Which tokens the columns of logits belong to, where not all have one; rising."""
 
 
 DTYPES = ("auto", "gguf", "float16", "float32", "bfloat16", "int8", "int4")
@@ -50,6 +54,13 @@ class SequenceModel(Protocol):
     @property
     def vocab_size(self) -> int:
         """Number of token ids, a padded tail included."""
+
+    @property
+    def output_ids(self) -> OutputIds | None:
+        """Which tokens the latest pass's logits have columns for; None: all that can be produced.
+
+        Only a draft may lack some: see partial_head.py.
+        """
 
     @property
     def context_length(self) -> int:

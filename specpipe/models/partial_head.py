@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from specpipe.models.interface import Logits
+from specpipe.models.interface import Logits, OutputIds
 from specpipe.models.shape import DecoderConfig
 
 MOST_SEEN = 2048
@@ -24,18 +24,23 @@ MOST_SEEN = 2048
 class SeenTokens:
     """Which tokens have a place beside those that are covered.
 
+    Attributes:
+        ids: of the places.
+
     Args:
-        covered: ids that need none.
+        covered: ids that need none; rising.
         size: ids from here on can't be produced.
         always: tokens that count as seen from the beginning, and are never dropped.
     """
 
-    def __init__(self, covered: Sequence[int], size: int, always: Sequence[int] = ()) -> None:
-        self._covered, self._size = frozenset(covered), size
+    def __init__(self, covered: OutputIds, size: int, always: Sequence[int] = ()) -> None:
+        self._columns, self._covered, self._size = covered, frozenset(covered.tolist()), size
         self.ids: list[int] = []
         self._known: set[int] = set()
         self._next = self._kept = 0
         self._first = list(dict.fromkeys(always))
+        self._order: NDArray[np.int64] | None = None
+        self._output_ids = covered
 
     def see(self, tokens: Iterable[int]) -> Iterator[tuple[int, int]]:
         """Give tokens of a text that have none a place; yields them with it.
@@ -58,10 +63,27 @@ class SeenTokens:
                 self._known.discard(self.ids[place])
                 self.ids[place] = token
             self._known.add(token)
+            self._order = None
             yield token, place
 
+    @property
+    def output_ids(self) -> OutputIds:
+        """What has a column in `joined`: covered and seen ids, rising."""
+        if self._order is None:
+            ids = np.concatenate([self._columns, np.array(self.ids, np.int64)])
+            self._order = ids.argsort()
+            self._output_ids = ids[self._order]
+        return self._output_ids
 
-def covered_ids(config: DecoderConfig, lowest: int) -> NDArray[np.int64]:
+    def joined(self, covered: Logits, seen: Logits) -> Logits:
+        """Logits float32[rows, output ids] from those of covered ids and those of the places."""
+        _ = self.output_ids  # the order may be another one by now
+        both = np.concatenate([covered, seen[:, : len(self.ids)]], axis=1)
+        found: Logits = both[:, self._order]
+        return found
+
+
+def covered_ids(config: DecoderConfig, lowest: int) -> OutputIds:
     """The ids that a head covers from the beginning, in the order of its outputs.
 
     Args:
@@ -73,11 +95,8 @@ def covered_ids(config: DecoderConfig, lowest: int) -> NDArray[np.int64]:
     return np.arange(min(lowest or config.output_size, config.output_size))
 
 
-def spread(
-    covered: Logits, ids: NDArray[np.int64], seen: Logits, seen_ids: Sequence[int], size: int
-) -> Logits:
-    """Logits float32[rows, size] from those of some ids and of others; -inf between them."""
-    logits = np.full((len(covered), size), -np.inf, np.float32)
-    logits[:, ids] = covered
-    logits[:, list(seen_ids)] = seen[:, : len(seen_ids)]
-    return logits
+def spread(logits: Logits, ids: OutputIds, size: int) -> Logits:
+    """Logits float32[rows, size] from those of some ids; -inf between them."""
+    found = np.full((len(logits), size), -np.inf, np.float32)
+    found[:, ids] = logits
+    return found

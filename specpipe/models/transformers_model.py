@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from specpipe.errors import UserError
-from specpipe.models.interface import Feed, Interrupted, Logits
+from specpipe.models.interface import Feed, Interrupted, Logits, OutputIds
 from specpipe.models.loader import resolve_dtype, torch_device
 
 _PROBE = (0, 1, 2, 3)
@@ -93,6 +93,7 @@ class TransformersModel:
         self._caches: list[Any] = [None] * num_slots
         self._lengths = [0] * num_slots
         self.vocab_size: int = model.get_input_embeddings().num_embeddings
+        self.output_ids: OutputIds | None = None
         self.context_length = context_length
         self.num_slots = num_slots
         parameters = inspect.signature(model.forward).parameters

@@ -18,6 +18,7 @@ from specpipe.drafting.drafter import Drafter, Sources
 from specpipe.filters import filtered, likeliest
 from specpipe.models.decoder import Decoder
 from specpipe.models.interface import Feed, Logits
+from specpipe.models.partial_head import spread
 from specpipe.sampler import MOST_LAW_TOKENS, Guess, Sampler
 from specpipe.sampling import Sampling
 from specpipe.training.writing import AT_ONCE
@@ -208,7 +209,8 @@ def _step_by_step(sources: Sources, prompt: Sequence[int], answer: Sequence[int]
     for fed in (prompt, *([token] for token in answer[:-1])):
         logits = model.forward(slot, fed, 1)
         assert logits is not None
-        rows.append(logits)
+        ids = model.output_ids
+        rows.append(logits if ids is None else spread(logits, ids, model.vocab_size))
     slots.give_back(slot, [*prompt, *answer[:-1]])
     return np.concatenate(rows)
 

@@ -1,9 +1,9 @@
 """The inner loop of products with weights in blocks: whole numbers, times the scales of both.
 
-Inputs are rounded to 16 bits, 32 of them with a scale in common: to within 2^-16 of the largest of
-the 32. A block's share of an output is then a sum of products of whole numbers, which is exact, in
-whatever order; it is scaled and added to those of the blocks before it, in rising order. So an
-output's bits depend on its own row and weights alone, as they do in tile.py.
+Inputs are rounded as in block_inputs.py. A block's share of an output is then a sum of products of
+whole numbers, which is exact, in whatever order; it is scaled and added to those of the blocks
+before it, in rising order. So an output's bits depend on its own row and weights alone, as they do
+in tile.py, and not on the instructions that the products are made by.
 
 llama.cpp computes with such blocks in the same way, its inputs rounded to 8 bits:
 https://github.com/ggml-org/llama.cpp/blob/master/ggml/src/ggml-cpu/quants.c
@@ -15,82 +15,36 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
+from specpipe.models.cpu.block_inputs import NUMBERS, PLANE, ROUNDED, by_bytes
 from specpipe.models.cpu.blocks import TURNS, BlockForm, form_of
 from specpipe.models.cpu.compiled import generated
 from specpipe.models.cpu.instructions import (
     BYTE,
-    FLOAT,
     HAS_VNNI,
     INT64,
     LANES,
-    PAIRS,
     VECTOR,
-    WORDS,
+    add_byte_products,
     add_products,
     by_count,
     call,
-    load,
     places,
     pointer,
-    reduced,
     repeat,
     spread,
     step,
     store,
     words,
 )
-from specpipe.models.gguf_blocks import INPUTS
 
 _MOST_ROWS = {1: 16, 2: 10} if HAS_VNNI else {1: 4, 2: 4}
-"""Of a tile, by parts of a block: of each row a sum of whole numbers has to stay in a register."""
-ROUNDED = 2 + INPUTS // 2
-"""Words of 32 inputs once they are rounded: their scale, their sum, and their numbers in pairs."""
-_MOST = 32767.0
-_TINY = 1e-30  # of a block of zeros
+_MOST_ROWS_BY_BYTES = 8
+"""Of a tile: of each row a sum of whole numbers has to stay in a register, or one of each plane."""
 
 
 def most_rows(form: BlockForm) -> int:
     """How many rows a tile takes."""
-    return _MOST_ROWS[form.parts]
-
-
-@generated
-def round_inputs(_context: Any, x: Any, x_at: Any, out: Any, out_at: Any) -> Any:
-    """Round the 32 inputs at x[x_at]; they come to out[out_at : out_at + ROUNDED].
-
-    What is no number makes their scale none either, and so the products.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        x_place, out_place = (
-            step(builder, pointer(context, builder, signature, values, index), values[index + 1])
-            for index in (0, 2)
-        )
-        halves = [
-            load(builder, FLOAT, step(builder, x_place, ir.Constant(INT64, i * LANES)))
-            for i in range(2)
-        ]
-        sizes = [call(builder, "llvm.fabs", half) for half in halves]
-        largest = reduced(builder, "fmaximum", call(builder, "llvm.maximum", *sizes))
-        largest = call(builder, "llvm.maximum", largest, ir.Constant(FLOAT, _TINY))
-        up = spread(builder, builder.fdiv(ir.Constant(FLOAT, _MOST), largest))
-        scale = builder.fdiv(largest, ir.Constant(FLOAT, _MOST))
-        numbers = [
-            builder.fptosi(call(builder, "llvm.rint", builder.fmul(half, up)), WORDS)
-            for half in halves
-        ]
-        total = reduced(builder, "add", builder.add(*numbers))
-        builder.store(scale, out_place)
-        total = builder.fmul(builder.sitofp(total, FLOAT), scale)
-        builder.store(total, step(builder, out_place, ir.Constant(INT64, 1)))
-        short = ir.VectorType(PAIRS.element, LANES)
-        for i, half in enumerate(numbers):
-            place = step(builder, out_place, ir.Constant(INT64, 2 + i * LANES // 2))
-            place = builder.bitcast(place, short.as_pointer())
-            builder.store(builder.trunc(half, short), place, align=2)
-        return context.get_dummy_value()
-
-    return types.void(x, types.int64, out, types.int64), generate
+    return _MOST_ROWS_BY_BYTES if by_bytes(form) else _MOST_ROWS[form.parts]
 
 
 @generated
@@ -174,21 +128,38 @@ class _Tile:
         Shares are still to be multiplied by the rows' own scales.
         """
         builder, form = self._builder, self._form
-        chains = 2 if len(rows) <= 2 else 1  # an addition waits for the last one to the same sum
-        products = [[words(0)] * chains for _ in rows]
-        turns = TURNS // form.parts
-        for turn in range(part * turns, (part + 1) * turns):
-            numbers = form.numbers(builder, block, turn)
-            for pair, weights in enumerate(numbers):
-                for i, row in enumerate(rows):
-                    place = step(builder, row, ir.Constant(INT64, 2 + turn * TURNS + pair))
-                    chain = products[i][pair % chains]
-                    products[i][pair % chains] = add_products(builder, weights, place, chain)
+        sums = self._by_bytes(block, rows) if by_bytes(form) else self._by_pairs(block, part, rows)
         scale = form.scale(builder, block, part)
-        found = [builder.sitofp(reduce(builder.add, chained), VECTOR) for chained in products]
+        found = [builder.sitofp(each, VECTOR) for each in sums]
         if not shares:
             return [builder.fmul(number, scale) for number in found]
         return [
             call(builder, "llvm.fma", number, scale, share)
             for number, share in zip(found, shares, strict=True)
         ]
+
+    def _by_pairs(self, block: Any, part: int, rows: list[Any]) -> list[Any]:
+        """Of each row, the sum of products of a part of a block's inputs."""
+        builder, form = self._builder, self._form
+        chains = 2 if len(rows) <= 2 else 1  # an addition waits for the last one to the same sum
+        sums = [[words(0)] * chains for _ in rows]
+        turns = TURNS // form.parts
+        for turn in range(part * turns, (part + 1) * turns):
+            for pair, weights in enumerate(form.numbers(builder, block, turn), turn * TURNS):
+                for row, chained in zip(rows, sums, strict=True):
+                    place = step(builder, row, ir.Constant(INT64, NUMBERS + pair))
+                    chain = pair % chains
+                    chained[chain] = add_products(builder, weights, place, chained[chain])
+        return [reduce(builder.add, chained) for chained in sums]
+
+    def _by_bytes(self, block: Any, rows: list[Any]) -> list[Any]:
+        """Of each row, the sum of products of all inputs of a block."""
+        builder, form = self._builder, self._form
+        sums = [[words(0)] * 2 for _ in rows]
+        numbers = [each for turn in range(TURNS) for each in form.bytes_of(builder, block, turn)]
+        for word, weights in enumerate(numbers, NUMBERS):
+            for row, by_plane in zip(rows, sums, strict=True):
+                for plane, found in enumerate(by_plane):
+                    place = step(builder, row, ir.Constant(INT64, word + plane * PLANE))
+                    by_plane[plane] = add_byte_products(builder, weights, place, found)
+        return [builder.add(builder.shl(upper, words(8)), lower) for upper, lower in sums]

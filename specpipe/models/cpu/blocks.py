@@ -42,6 +42,8 @@ TURNS = 4
 _AHEAD = [(8192, 1)] if IS_ZEN else [(8192, 2), (6144, 1)]
 _LINE = 64  # bytes that are fetched together
 _TOGETHER = 8  # blocks that share numbers, where any do
+BYTE_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
+"""The order of a turn's inputs in the bytes of a word of 4 bits each, the lower halves first."""
 OFFSET, SIXES = 32, 3
 """Of numbers of 6 bits: what is added to them, and how many words have those of 16 inputs."""
 
@@ -54,11 +56,13 @@ class BlockForm(ABC):
         layout: of what is repeated.
         blocks: how many that has.
         parts: how many of a block's inputs' parts have scales of their own.
+        has_bytes: whether `bytes_of` gives the numbers, too.
     """
 
     element: str
     layout: np.dtype[np.void]
     blocks, parts = 1, 1
+    has_bytes = False
 
     @property
     def elements(self) -> int:
@@ -86,6 +90,10 @@ class BlockForm(ABC):
     def numbers(self, builder: Any, block: Any, turn: int) -> list[Any]:
         """A turn's numbers: 4 vectors of pairs, 16 bits each, one pair for each output."""
 
+    def bytes_of(self, _builder: Any, _block: Any, _turn: int) -> list[Any]:
+        """The same without a sign as 2 vectors of words of 4 bytes, in the order of BYTE_ORDER."""
+        raise NotImplementedError
+
     def fetch(self, builder: Any, panel: Any, number: Any) -> None:
         """Send for a block's share of what is further on: line by line, in rising order.
 
@@ -103,7 +111,7 @@ class BlockForm(ABC):
 
 
 class _Q4(BlockForm):
-    element = "uint32"
+    element, has_bytes = "uint32", True
     layout = np.dtype(
         [("scale", "<f2", LANES), ("least", "<f2", LANES), ("numbers", "<u4", (TURNS, LANES))]
     )
@@ -116,6 +124,9 @@ class _Q4(BlockForm):
 
     def numbers(self, builder: Any, block: Any, turn: int) -> list[Any]:
         return _nibbles(builder, _on(builder, block, self._at("numbers")), turn)
+
+    def bytes_of(self, builder: Any, block: Any, turn: int) -> list[Any]:
+        return _nibble_bytes(builder, _on(builder, block, self._at("numbers")), turn)
 
 
 class _Q8(BlockForm):
@@ -161,7 +172,7 @@ class _Inner(NamedTuple):
 
 
 class _K4(BlockForm):
-    element, blocks = "int32", _TOGETHER
+    element, blocks, has_bytes = "int32", _TOGETHER, True
     layout = np.dtype(
         [
             ("scale", "<f2", LANES),
@@ -191,6 +202,9 @@ class _K4(BlockForm):
     def numbers(self, builder: Any, block: _Inner, turn: int) -> list[Any]:
         return _nibbles(builder, block.numbers, turn)
 
+    def bytes_of(self, builder: Any, block: _Inner, turn: int) -> list[Any]:
+        return _nibble_bytes(builder, block.numbers, turn)
+
     def _small(self, builder: Any, block: _Inner, offset: int) -> Any:
         """16 small numbers of a block, as floats."""
         at = builder.mul(block.index, ir.Constant(INT64, self._inner("small").itemsize))
@@ -205,7 +219,7 @@ class _K4(BlockForm):
 
 
 class _K6(_K4):
-    element, parts = "int16", 2
+    element, parts, has_bytes = "int16", 2, False
     layout = np.dtype(
         [
             ("scale", "<f2", LANES),
@@ -265,6 +279,12 @@ def _nibbles(builder: Any, numbers: Any, turn: int) -> list[Any]:
     found = _words(builder, _on(builder, numbers, turn * 4 * LANES))
     shifted = [found, *(builder.lshr(found, words(4 * i)) for i in range(1, 4))]
     return [builder.and_(numbers, words(0x000F000F)) for numbers in shifted]
+
+
+def _nibble_bytes(builder: Any, numbers: Any, turn: int) -> list[Any]:
+    found = _words(builder, _on(builder, numbers, turn * 4 * LANES))
+    lower, upper = found, builder.lshr(found, words(4))
+    return [builder.and_(each, words(0x0F0F0F0F)) for each in (lower, upper)]
 
 
 def _pairs(number: int) -> Any:

@@ -17,7 +17,7 @@ from specpipe.models.cpu.state import Buffers, Cache, Shape
 from specpipe.models.cpu.team import Team
 from specpipe.models.cpu.tile import MANY_ROWS
 from specpipe.models.decoder import LAYERS_BETWEEN_QUESTIONS, Decoder
-from specpipe.models.interface import Feed, Interrupted, Logits, entry_bytes
+from specpipe.models.interface import Feed, Interrupted, Logits, OutputIds, entry_bytes
 from specpipe.models.rotary import RotaryTable
 from specpipe.models.shape import DecoderConfig
 from specpipe.models.weights import DecoderWeights, Floats
@@ -71,6 +71,11 @@ class CpuDecoder(Decoder):
         layers = self._layers
         kept = (layers.qkv, layers.out, layers.gate_up, layers.down)
         return sum(matrix.panels.nbytes for matrix in kept) + self._vocabulary.head_bytes
+
+    @property
+    def output_ids(self) -> OutputIds | None:
+        """As the head's."""
+        return self._vocabulary.output_ids
 
     def _run(self, feeds: Sequence[Feed], interrupted: Interrupted) -> list[Logits] | None:
         for feed in feeds:

@@ -12,8 +12,8 @@ from specpipe.models.cpu.panels import Panels, padded
 from specpipe.models.cpu.state import Shape
 from specpipe.models.cpu.team import Team
 from specpipe.models.gguf_blocks import Blocks
-from specpipe.models.interface import Logits
-from specpipe.models.partial_head import MOST_SEEN, SeenTokens, covered_ids, spread
+from specpipe.models.interface import Logits, OutputIds
+from specpipe.models.partial_head import MOST_SEEN, SeenTokens, covered_ids
 from specpipe.models.shape import DecoderConfig
 from specpipe.models.weights import EMBEDDING, HEAD, DecoderWeights, Floats, Linear
 
@@ -57,7 +57,7 @@ class Vocabulary:
         self._covered = covered_ids(config, covered)
         self._seen: SeenTokens | None = None
         if len(self._covered) < config.output_size:
-            self._seen = SeenTokens(self._covered.tolist(), config.output_size, always)
+            self._seen = SeenTokens(self._covered, config.output_size, always)
             self._seen_rows = Panels(1, MOST_SEEN, config.width, "float32")
             self.see(())
 
@@ -74,6 +74,11 @@ class Vocabulary:
         """What the head takes."""
         return self._head_panels.nbytes
 
+    @property
+    def output_ids(self) -> OutputIds | None:
+        """Which tokens logits have columns for; None: all that can be produced."""
+        return self._seen.output_ids if self._seen else None
+
     def see(self, tokens: Sequence[int]) -> None:
         """Tokens of a text, which can be produced from then on."""
         if self._seen:
@@ -85,7 +90,7 @@ class Vocabulary:
         normalise_rows(0, 1, len(hidden), shape, hidden, self._norm, normed)
 
     def logits(self, team: Team, normed: Floats, scratch: Floats) -> Logits:
-        """Logits float32[rows, output_size] of normalised rows; -inf for what isn't covered."""
+        """Logits float32[rows, outputs] of normalised rows."""
         covered = _product(team, normed, self._head_panels, len(self._covered), scratch)
         if not self._seen:
             return covered
@@ -93,7 +98,7 @@ class Vocabulary:
         count = len(self._seen.ids)
         panels = self._seen_rows.matrix().panels
         seen = _product(team, normed, panels, max(1, count), scratch)
-        return spread(covered, self._covered, seen, self._seen.ids, self._config.output_size)
+        return self._seen.joined(covered, seen)
 
     def _read_row(self, token: int) -> Floats:
         row: Floats = self._embedding.rows(np.array([token]))[0]

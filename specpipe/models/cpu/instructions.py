@@ -164,13 +164,7 @@ def add_products(builder: Any, left: Any, place: Any, sums: Any) -> Any:
     """To each word of sums, the products of the two pairs of left's word and of that at `place`."""
     place = builder.bitcast(place, INT32.as_pointer())
     if HAS_VNNI:
-        # Not by LLVM's intrinsic: it makes two instructions of it, for a shorter chain of sums,
-        # where we have many chains and no time. Nor with the word spread before: LLVM does that by
-        # an instruction for floats, which costs AMD's Zen 4 half a cycle before one for integers.
-        kind = ir.FunctionType(WORDS, [WORDS, INT32.as_pointer(), WORDS])
-        text, where = "vpdpwssd $2{1to16}, $1, $0", "=v,v,*m,0"
-        code = ir.InlineAsm(kind, text, where, side_effect=False)
-        return builder.call(code, [left, place, sums], arg_attrs={1: "elementtype"})
+        return _by_vnni(builder, "vpdpwssd", left, place, sums)
     if _HAS_AVX2:
         return _add_products_by_halves(builder, left, place, sums)
     right = spread(builder, builder.load(place))
@@ -178,6 +172,21 @@ def add_products(builder: Any, left: Any, place: Any, sums: Any) -> Any:
         pair = [builder.shl(word, words(16)) if lower else word for word in (left, right)]
         sums = builder.add(sums, builder.mul(*(builder.ashr(word, words(16)) for word in pair)))
     return sums
+
+
+def add_byte_products(builder: Any, left: Any, place: Any, sums: Any) -> Any:
+    """The same of four bytes each, left's without a sign; for processors that have VNNI."""
+    return _by_vnni(builder, "vpdpbusd", left, builder.bitcast(place, INT32.as_pointer()), sums)
+
+
+def _by_vnni(builder: Any, name: str, left: Any, place: Any, sums: Any) -> Any:
+    # Not by LLVM's intrinsic: it makes two instructions of it, for a shorter chain of sums,
+    # where we have many chains and no time. Nor with the word spread before: LLVM does that by
+    # an instruction for floats, which costs AMD's Zen 4 half a cycle before one for integers.
+    kind = ir.FunctionType(WORDS, [WORDS, INT32.as_pointer(), WORDS])
+    text, where = f"{name} $2{{1to16}}, $1, $0", "=v,v,*m,0"
+    code = ir.InlineAsm(kind, text, where, side_effect=False)
+    return builder.call(code, [left, place, sums], arg_attrs={1: "elementtype"})
 
 
 def _add_products_by_halves(builder: Any, left: Any, place: Any, sums: Any) -> Any:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numba.extending import overload
 
-from specpipe.models.cpu.block_tile import ROUNDED, block_tile, most_rows, round_inputs
+from specpipe.models.cpu.block_inputs import ROUNDED, round_inputs
+from specpipe.models.cpu.block_tile import block_tile, most_rows
 from specpipe.models.cpu.blocks import form_of
 from specpipe.models.cpu.compiled import OPTIONS, compiled
 from specpipe.models.cpu.instructions import IS_ZEN, LANES
@@ -144,7 +145,7 @@ def _multiply_blocks(
     for first in range(0, rows, _ROUNDED_ROWS):
         count = min(_ROUNDED_ROWS, rows - first)
         for row in range(count):
-            _round_row(x, (first + row) * x_row, depth, scratch, row * row_size)
+            _round_row(w, x, (first + row) * x_row, depth, scratch, row * row_size)
         for panel in range(panels):
             row = 0
             while row < count:
@@ -165,16 +166,16 @@ def _by_form(
 
 
 @compiled
-def _round_row(x: Any, x_at: int, depth: int, out: Any, out_at: int) -> None:
+def _round_row(w: Any, x: Any, x_at: int, depth: int, out: Any, out_at: int) -> None:
     """A row's inputs in blocks; those that are missing from the last one are zero."""
     whole = depth // INPUTS
     for block in range(whole):
-        round_inputs(x, x_at + block * INPUTS, out, out_at + block * ROUNDED)
+        round_inputs(w, x, x_at + block * INPUTS, out, out_at + block * ROUNDED)
     if whole * INPUTS < depth:
         last = np.zeros(INPUTS, np.float32)
         for i in range(whole * INPUTS, depth):
             last[i - whole * INPUTS] = x[x_at + i]
-        round_inputs(last, 0, out, out_at + whole * ROUNDED)
+        round_inputs(w, last, 0, out, out_at + whole * ROUNDED)
 
 
 def panel_size(w: Any, depth: Any) -> int:

@@ -21,8 +21,8 @@ from torch.nn import functional
 from specpipe.errors import UserError
 from specpipe.models.cuda import reference
 from specpipe.models.decoder import Decoder
-from specpipe.models.interface import Feed, Interrupted, Logits
-from specpipe.models.partial_head import MOST_SEEN, SeenTokens, covered_ids, spread
+from specpipe.models.interface import Feed, Interrupted, Logits, OutputIds
+from specpipe.models.partial_head import MOST_SEEN, SeenTokens, covered_ids
 from specpipe.models.rotary import RotaryTable
 from specpipe.models.shape import DecoderConfig
 from specpipe.models.weights import DecoderWeights, Floats, Linear, as_floats
@@ -94,7 +94,7 @@ class CudaDecoder(Decoder):
         self._head = self._head[: len(self._covered)]
         self._seen: SeenTokens | None = None
         if len(self._covered) < config.output_size:
-            self._seen = SeenTokens(self._covered.tolist(), config.output_size, kept_tokens)
+            self._seen = SeenTokens(self._covered, config.output_size, kept_tokens)
             self._seen_rows = torch.zeros_like(self._all[:1]).repeat(MOST_SEEN, 1)
             self._see(())
         self._layers = [self._load_layer(weights, index) for index in range(config.layers)]
@@ -162,6 +162,11 @@ class CudaDecoder(Decoder):
 
     # -- passes
 
+    @property
+    def output_ids(self) -> OutputIds | None:
+        """Which tokens logits have columns for; None: all that can be produced."""
+        return self._seen.output_ids if self._seen else None
+
     @torch.inference_mode()
     def last_logits(self, feeds: Sequence[Feed]) -> Tensor:
         """Feed several sequences; the logits after each one's last token stay on the device.
@@ -185,15 +190,19 @@ class CudaDecoder(Decoder):
     @torch.inference_mode()
     def _run(self, feeds: Sequence[Feed], interrupted: Interrupted) -> list[Logits] | None:
         found: dict[int, list[Logits]] = {feed.slot: [] for feed in feeds}
+        for feed in feeds:  # at once, so that all logits have the same columns
+            self._see(feed.tokens)
         for batch in self._chunks(feeds):
             if interrupted:
                 self._wait()
                 if interrupted():
                     return None
             judged = self._pass(batch)
-            for feed, logits in zip(judged, self._fetch([rows for _, rows in judged]), strict=True):
-                found[feed[0].slot].append(logits)
-        nothing = np.empty((0, self.config.output_size), np.float32)
+            parts = self._fetch([rows for _, rows in judged])
+            for (fed, _), logits in zip(judged, parts, strict=True):
+                found[fed.slot].append(logits)
+        outputs = self.config.output_size if self.output_ids is None else len(self.output_ids)
+        nothing = np.empty((0, outputs), np.float32)
         return [
             each[0] if len(each) == 1 else np.concatenate([nothing, *each])
             for each in found.values()
@@ -210,7 +219,6 @@ class CudaDecoder(Decoder):
             tokens += feed.tokens
             slots += [feed.slot * self.config.context_length] * count
             positions += range(start, start + count)
-            self._see(feed.tokens)
             self._lengths.advance(feed.slot, count)
             if feed.rows:
                 judged.append((feed, slice(len(tokens) - feed.rows, len(tokens))))
@@ -236,10 +244,8 @@ class CudaDecoder(Decoder):
         covered, *seen = [[here[rows].numpy() for rows in parts] for _, here in copies]
         if not self._seen:
             return [each.copy() for each in covered]
-        ids, size = self._seen.ids, self.config.output_size
         return [
-            spread(first, self._covered, second, ids, size)
-            for first, second in zip(covered, *seen, strict=True)
+            self._seen.joined(first, second) for first, second in zip(covered, *seen, strict=True)
         ]
 
     def _on_host(self, values: Tensor) -> Tensor:

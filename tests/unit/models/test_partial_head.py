@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from specpipe.drafting.drafter import Sources
 from specpipe.models import partial_head
 from specpipe.models.loader import load_model
-from specpipe.models.partial_head import MOST_SEEN, SeenTokens
+from specpipe.models.partial_head import MOST_SEEN, SeenTokens, spread
 from specpipe.sampler import Sampler
 from tests.toys import sampling
 
@@ -13,10 +14,12 @@ COVERED = 40
 
 
 def forward(model, tokens):
+    """Logits for the whole vocabulary."""
     slot = model.open()
     logits = model.forward(slot, tokens, 1)
     model.close(slot)
-    return logits[0]
+    ids = model.output_ids
+    return (logits if ids is None else spread(logits, ids, model.vocab_size))[0]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -33,6 +36,51 @@ def test_covered_and_seen_tokens_have_the_whole_heads_logits(tiny_gguf, dtype) -
     others = np.setdiff1d(np.arange(whole.vocab_size), covered)
     assert len(others)
     assert np.isneginf(found[others]).all()
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        sampling(),
+        sampling(1.0),
+        sampling(0.7, top_k=5, top_p=0.9, min_p=0.01),
+        sampling(1.0, acceptance="rejection"),
+        sampling(1.0, acceptance="rejection", top_p=0.8),
+    ],
+)
+def test_without_columns_for_the_others_the_guesses_are_the_same(tiny_gguf, params) -> None:
+    """A column taken for a token's id, or noise of the column instead of the token."""
+    model = load_model(tiny_gguf("draft.gguf"), head_tokens=COVERED)
+    slot, sampler = model.open(), Sampler(params)
+    last = model.vocab_size - 1
+    logits = model.forward(slot, [1, last, COVERED + 9, 2, COVERED + 1], 5)
+    ids = model.output_ids
+    assert ids.tolist() == [*range(COVERED), COVERED + 1, COVERED + 9, last]
+    logits[:, COVERED:] += 2  # so that they are guessed, too
+    guessed = set()
+    for position in range(60):
+        row = logits[position % 5]
+        guess = sampler.guess(row, position, ids=ids)
+        whole = sampler.guess(spread(row[None], ids, last + 1)[0], position)
+        assert guess.token == whole.token
+        assert guess.confidence == pytest.approx(whole.confidence)
+        assert (guess.law is None) == (whole.law is None)
+        if guess.law:
+            assert guess.law.ids == whole.law.ids
+            assert guess.law.chances == pytest.approx(whole.law.chances)
+        guessed.add(guess.token)
+    assert params.greedy or not guessed <= set(range(COVERED))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_biases_and_penalties_meet_the_tokens_that_they_are_for(tiny_gguf, temperature) -> None:
+    """The column of that number instead: another token is favoured, or none."""
+    model = load_model(tiny_gguf("draft.gguf"), head_tokens=COVERED)
+    text, favoured = [1, COVERED + 9, COVERED + 20, 2], COVERED + 20
+    params = sampling(temperature, bias_ids=(favoured,), bias_values=(80.0,))
+    drafter = Sources(model).open(params, text)
+    proposal = drafter.compute(text, len(text))
+    assert proposal.guess.token == favoured
 
 
 @pytest.mark.parametrize("acceptance", ["coupled", "rejection"])
@@ -54,7 +102,7 @@ def test_what_is_not_covered_is_never_guessed(tiny_gguf, acceptance) -> None:
 
 def test_the_oldest_seen_tokens_make_room() -> None:
     """Memory that grows with the text, or a place that two tokens share."""
-    seen = SeenTokens(covered=range(16), size=MOST_SEEN + 500, always=[16])
+    seen = SeenTokens(covered=np.arange(16), size=MOST_SEEN + 500, always=[16])
     places = dict(seen.see(range(17, MOST_SEEN + 400)))
     assert len(seen.ids) == len(set(seen.ids)) == MOST_SEEN
     assert 16 in seen.ids, "kept in any case"

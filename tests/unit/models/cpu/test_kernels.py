@@ -156,6 +156,19 @@ def test_rows_of_zeros_and_of_the_smallest_numbers_have_products(tmp_path) -> No
     np.testing.assert_allclose(found, 0, atol=1e-30)
 
 
+@pytest.mark.parametrize("dtype", ["int4", "int8"])
+def test_the_largest_numbers_have_room_in_a_sum(dtype: str) -> None:
+    """Products of bytes cut to what 16 bits hold, or a lower byte taken without its sign."""
+    weights = np.where(np.arange(64)[:, None] % 2, 1, -1) * np.ones((64, 96), np.float32)
+    weights[::3, ::5] *= -1
+    largest = np.array([1, -1, 128 / 32639, -128 / 32639, 127 / 32639, -129 / 32639], np.float32)
+    x = np.repeat(largest[:, None], 96, axis=1)
+    x[2:, ::32] = 1
+    panels = kept(weights, dtype)
+    found, exact = product(panels, x, 64), x.astype(np.float64) @ panels.rows(np.arange(64)).T
+    np.testing.assert_allclose(found, exact, rtol=1e-6, atol=1e-5)
+
+
 @pytest.mark.parametrize("value", [1e5, np.nan, -np.inf])
 def test_weights_beyond_float16_are_refused_rather_than_clipped(value: float) -> None:
     weight = normal(96, 64)
