@@ -1,6 +1,7 @@
 """Means that forget, and how often guesses of a given confidence turn out right."""
 
 from bisect import bisect_right
+from collections.abc import Hashable
 
 
 class Average:
@@ -19,6 +20,26 @@ class Average:
     def drawn_to(self, prior: float, strength: float) -> float:
         """The mean, if `strength` values equal to `prior` had come before."""
         return (self.value * self.weight + prior * strength) / (self.weight + strength)
+
+
+class Experience:
+    """How often guesses of each kind were right, drawn to what was thought before."""
+
+    _KEEP = 0.998
+    _STRENGTH = 12.0  # how many observations a prior is worth
+
+    def __init__(self) -> None:
+        self._seen: dict[Hashable, Average] = {}
+
+    def chance(self, kind: Hashable, prior: float) -> float:
+        """The chance of a guess of this kind."""
+        seen = self._seen.get(kind)
+        chance = seen.drawn_to(prior, self._STRENGTH) if seen else prior
+        return min(max(chance, 0.001), 0.999)
+
+    def note(self, kind: Hashable, right: bool) -> None:
+        """Learn what became of a guess."""
+        self._seen.setdefault(kind, Average(self._KEEP)).add(float(right))
 
 
 class Calibration:

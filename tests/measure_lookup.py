@@ -3,7 +3,8 @@
 import statistics
 import time
 
-from specpipe.drafting.ngram import Experience, NGrams
+from specpipe.calibration import Experience
+from specpipe.drafting.ngram import NGrams
 from tests.prompts import OWN
 
 LENGTHS = (1_000, 32_000, 1_000_000)

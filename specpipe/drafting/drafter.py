@@ -1,8 +1,8 @@
 """Where one request's guesses come from: a model, a look at what stood there before, or both.
 
-With both, the likelier guess counts. The model is run only where it can be expected to raise the
-chance by enough: where a look-up is all but certain, whole runs of tokens are taken without it,
-and its cache catches up in one pass when it is needed next.
+With both, the likelier guess counts (fusion.py). The model is run only where it can be expected to
+raise the chance by enough: where a look-up is all but certain, whole runs of tokens are taken
+without it, and its cache catches up in one pass when it is needed next.
 
 *Under the rejection rule* nothing that others see may depend on the value of a token drawn by
 chance before that token is judged. Look-ups are without chance: all of their law's mass is on one
@@ -19,8 +19,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from specpipe.calibration import Calibration
-from specpipe.drafting.ngram import Experience, Finding, NGrams
+from specpipe.calibration import Calibration, Experience
+from specpipe.drafting.fusion import Fusion
+from specpipe.drafting.ngram import Finding, NGrams
 from specpipe.drafting.past_outputs import PastOutputs
 from specpipe.metrics import SOURCES, Source
 from specpipe.models.interface import Feed, Interrupted, Logits, SequenceModel
@@ -97,6 +98,7 @@ class Sources:
         self.past = PastOutputs(remember) if remember else None
         self.context_length = model.context_length if model else context_length
         self.experience, self.calibration = Experience(), Calibration()
+        self.fusion = Fusion()
         self.chances: deque[float] = deque(maxlen=_REMEMBERED)
 
     @property
@@ -188,7 +190,7 @@ class Drafter:
                 break
             if may_compute and self._sources.gain(found.chance) > worth:
                 break
-            run.append(self._looked_up(found, begun))
+            run.append(self._looked_up(found, found.chance, begun))
             self._pending[len(chain)] = _Pending(found.chance, False, None, found)
             chain.append(found.token)
             reached *= found.chance
@@ -229,9 +231,10 @@ class Drafter:
         self._sources.chances.append(chance)
         found = None if self._ngrams is None else self._ngrams.find(tokens)
         said = (guess.token, guess.confidence)
-        if found and found.chance > chance:
-            self._pending[position] = _Pending(found.chance, False, said, found)
-            return self._looked_up(found, begun)
+        takes_found, chance = self._weigh(guess, chance, found)
+        if found and takes_found:
+            self._pending[position] = _Pending(chance, False, said, found)
+            return self._looked_up(found, chance, begun)
         drawn = guess.law is not None and len(guess.law.ids) > 1
         self._pending[position] = _Pending(chance, drawn, said, found)
         guess = guess._replace(confidence=chance)
@@ -253,12 +256,13 @@ class Drafter:
             pending = self._pending.pop(position, None)
             if pending is None:
                 continue
-            if pending.said:
-                guessed, confidence = pending.said
-                self._sources.calibration.note(confidence, guessed == token)
-            if pending.found:
-                found = pending.found
-                self._sources.experience.note(found.evidence, found.token == token)
+            said, found, sources = pending.said, pending.found, self._sources
+            if said:
+                sources.calibration.note(said[1], said[0] == token)
+            if found:
+                sources.experience.note(found.evidence, found.token == token)
+            if said and found and not self.sampling.rejects:
+                sources.fusion.note(said[1], found, said[0], token)
 
     def truncate(self, length: int) -> None:
         """The chain was cut back to so many tokens."""
@@ -291,7 +295,22 @@ class Drafter:
         self._model.truncate(slot, common_length(left, tokens[:-1]))
         return slot
 
-    def _looked_up(self, found: Finding, begun: float) -> Proposal:
+    def _weigh(self, guess: Guess, chance: float, found: Finding | None) -> tuple[bool, float]:
+        """Whether to take what was looked up instead of the model's guess; the chance of what is.
+
+        `chance`: the calibrated one of the model's guess. Under the rejection rule neither may
+        depend on whether the two say the same.
+        """
+        if not found:
+            return False, chance
+        likelier = found.chance > chance
+        if self.sampling.rejects:
+            return likelier, max(chance, found.chance)
+        if found.token == guess.token:
+            return likelier, self._sources.fusion.agreed(guess.confidence, chance, found)
+        return self._sources.fusion.disputed(guess.confidence, chance, found)
+
+    def _looked_up(self, found: Finding, chance: float, begun: float) -> Proposal:
         law = GuessLaw((found.token,), (1.0,)) if self.sampling.rejects else None
-        guess = Guess(found.token, found.chance, law)
+        guess = Guess(found.token, chance, law)
         return Proposal(guess, found.evidence.source, begun, self._sources.clock())

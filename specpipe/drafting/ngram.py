@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from specpipe.calibration import Average
+from specpipe.calibration import Experience
 from specpipe.drafting.past_outputs import PastOutputs
 from specpipe.drafting.suffix_index import Match, SuffixIndex
 from specpipe.metrics import Source
@@ -50,33 +50,12 @@ class Finding(NamedTuple):
     evidence: Evidence
 
 
-class Experience:
-    """How often evidence of each kind was right; shared by all requests of a pipeline."""
-
-    _KEEP = 0.998
-    _STRENGTH = 12.0  # how many observations a prior is worth
-
-    def __init__(self) -> None:
-        self._seen: dict[Evidence, Average] = {}
-
-    def chance(self, evidence: Evidence) -> float:
-        """The chance of a guess that rests on this."""
-        seen = self._seen.get(evidence)
-        prior = evidence.prior
-        chance = seen.drawn_to(prior, self._STRENGTH) if seen else prior
-        return min(max(chance, 0.001), 0.999)
-
-    def note(self, evidence: Evidence, right: bool) -> None:
-        """Learn what became of a guess."""
-        self._seen.setdefault(evidence, Average(self._KEEP)).add(float(right))
-
-
 class NGrams:
     """Looks up one request's chain, in itself and in past outputs.
 
     Args:
         capacity: most tokens that the chain can have.
-        experience: what is known of such guesses.
+        experience: how often such guesses were right, by their evidence; shared by all requests.
         past: past outputs, if there are any.
     """
 
@@ -115,4 +94,4 @@ class NGrams:
             token, agreeing = Counter(match.token for match in matches).most_common(1)[0]
         longest = max(match.length for match in matches if match.token == token)
         evidence = Evidence(source, bisect_right(_LENGTHS, longest) - 1, len(matches), agreeing)
-        return Finding(token, self._experience.chance(evidence), evidence)
+        return Finding(token, self._experience.chance(evidence, evidence.prior), evidence)

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from specpipe.calibration import Experience
 from specpipe.drafting.drafter import LONGEST_RUN, Drafter, Sources
-from specpipe.drafting.ngram import Evidence, Experience, NGrams
+from specpipe.drafting.ngram import Evidence, NGrams
 from specpipe.drafting.past_outputs import PastOutputs
 from specpipe.sampling import GuessLaw
 from tests.toys import TargetLaw, ToyModel, sampling
@@ -82,13 +83,13 @@ def test_what_followed_most_of_the_places_is_guessed() -> None:
 def test_experience_outweighs_the_prior(right: bool) -> None:
     """Priors are of one model and one kind of text; another one repeats itself more, or less."""
     experience, evidence = Experience(), Evidence("ngram", 2, 2, 2)
-    before = experience.chance(evidence)
+    before = experience.chance(evidence, evidence.prior)
     for _ in range(200):
         experience.note(evidence, right)
-    after = experience.chance(evidence)
+    after = experience.chance(evidence, evidence.prior)
     assert after > max(before, 0.93) if right else after < min(before, 0.07)
     other = Evidence("ngram", 2, 2, 1)
-    assert experience.chance(other) == other.prior, "evidence of another kind"
+    assert experience.chance(other, other.prior) == other.prior, "evidence of another kind"
 
 
 def test_more_evidence_is_better_evidence() -> None:
@@ -155,12 +156,12 @@ def test_the_likelier_guess_counts_and_both_are_judged() -> None:
     assert made is not None
     assert (made.source, made.guess.token) == ("ngram", 4)
     evidence = Evidence("ngram", 1, 1, 1)
-    before = sources.experience.chance(evidence)
+    before = sources.experience.chance(evidence, evidence.prior)
     said = drafter._pending[5].said
     assert said is not None
     chance = sources.calibration.chance(said[1])
     drafter.settle(5, [said[0]])
-    assert sources.experience.chance(evidence) < before or said[0] == 4
+    assert sources.experience.chance(evidence, evidence.prior) < before or said[0] == 4
     assert sources.calibration.chance(said[1]) > chance
 
 
@@ -215,12 +216,17 @@ def test_guesses_of_unknown_origin_count_as_drawn() -> None:
 
 
 def test_which_source_is_taken_does_not_depend_on_the_draw() -> None:
-    """Taken only where the model drew a token it thinks little of, look-ups bias the output."""
-    taken = set()
+    """Taken only where the model drew a token it thinks little of, look-ups bias the output.
+
+    Or another one than was looked up; nor may the confidence tell, by which policies choose.
+    """
+    taken, drawn = set(), set()
     for sample in range(40):
         sources = hybrid()
         drafter = sources.open(sampling(1.0, acceptance="rejection", sample=sample))
         made = drafter.compute([1, 2, 3, 1, 2], 256)
         assert made is not None
-        taken.add(made.source)
+        taken.add((made.source, made.guess.confidence))
+        drawn.add(drafter._pending[5].said[0] == 3)
+    assert len(drawn) == 2, "now and then the model draws what is looked up"
     assert len(taken) == 1
