@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 Logits = NDArray[np.float32]
 """Unnormalised log-probabilities, one row a position: float32[rows, vocabulary].
 
-Of a model with `output_ids`: float32[rows, output ids]."""
+Of a model with `output_ids`: float32[rows, output ids].
+"""
 OutputIds = NDArray[np.int64]
 """Which tokens the columns of logits belong to, where not all have one; rising."""
 
