@@ -123,6 +123,7 @@ class WorkerHost:
                 num_slots=spec.num_slots,
                 head_tokens=spec.head_tokens,
                 kept_tokens=spec.kept_tokens,
+                narrow=spec.role == "draft",
             )
             model = Watched(loaded, pulse)
             _warm_up(model)

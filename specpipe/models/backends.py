@@ -36,7 +36,8 @@ def _load(backend: str, path: Path, **settings: Any) -> SequenceModel:
         return load_model(path, **settings)
     if settings.pop("head_tokens", 0):
         raise UserError("head_tokens are for the backend specpipe alone: leave them out")
-    settings.pop("kept_tokens", None)
+    for own in ("kept_tokens", "narrow"):
+        settings.pop(own, None)
     from specpipe.models.transformers_model import load_transformers  # noqa: PLC0415
 
     return load_transformers(path, **settings)

@@ -58,9 +58,9 @@ class SequenceModel(Protocol):
 
     @property
     def output_ids(self) -> OutputIds | None:
-        """Which tokens the latest pass's logits have columns for; None: all that can be produced.
+        """Which tokens the latest pass's logits have columns for; None: all.
 
-        Only a draft may lack some: see partial_head.py.
+        Only a draft that was loaded to be `narrow` lacks some: see partial_head.py.
         """
 
     @property

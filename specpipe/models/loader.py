@@ -34,6 +34,7 @@ def load_model(
     num_slots: int = 1,
     head_tokens: int = 0,
     kept_tokens: Sequence[int] = (),
+    narrow: bool = False,
     pass_rows: int | None = None,
 ) -> Decoder:
     """Load a model.
@@ -54,6 +55,7 @@ def load_model(
         head_tokens: ids below this can be produced from the beginning, others once they were fed
             (see partial_head.py); 0: all. Only for drafts.
         kept_tokens: others that can be produced from the beginning.
+        narrow: logits have columns only for what can be produced, `output_ids`; for drafters.
         pass_rows: of each pass on CUDA; by default as many as decoding needs.
 
     Raises:
@@ -76,6 +78,7 @@ def load_model(
         num_slots=num_slots,
         head_tokens=head_tokens,
         kept_tokens=kept_tokens,
+        narrow=narrow,
         pass_rows=pass_rows,
     )
 
@@ -90,6 +93,7 @@ def build(
     num_slots: int = 1,
     head_tokens: int = 0,
     kept_tokens: Sequence[int] = (),
+    narrow: bool = False,
     pass_rows: int | None = None,
 ) -> Decoder:
     """Read weights into a decoder; as `load_model`, with a dtype that the device has."""
@@ -106,6 +110,7 @@ def build(
             threads=threads,
             head_tokens=head_tokens,
             kept_tokens=kept_tokens,
+            narrow=narrow,
         )
     from specpipe.models.cuda.decoder import CudaDecoder  # noqa: PLC0415
 
@@ -117,6 +122,7 @@ def build(
         num_slots=num_slots,
         head_tokens=head_tokens,
         kept_tokens=kept_tokens,
+        narrow=narrow,
         rows=pass_rows,
     )
 

@@ -31,16 +31,19 @@ class SeenTokens:
         covered: ids that need none; rising.
         size: ids from here on can't be produced.
         always: tokens that count as seen from the beginning, and are never dropped.
+        narrow: whether logits have columns for these tokens alone.
     """
 
-    def __init__(self, covered: OutputIds, size: int, always: Sequence[int] = ()) -> None:
+    def __init__(
+        self, covered: OutputIds, size: int, always: Sequence[int] = (), *, narrow: bool = False
+    ) -> None:
         self._columns, self._covered, self._size = covered, frozenset(covered.tolist()), size
+        self._narrow = narrow
         self.ids: list[int] = []
         self._known: set[int] = set()
         self._next = self._kept = 0
         self._first = list(dict.fromkeys(always))
-        self._order: NDArray[np.int64] | None = None
-        self._output_ids = covered
+        self._order: tuple[OutputIds, NDArray[np.int64]] | None = None
 
     def see(self, tokens: Iterable[int]) -> Iterator[tuple[int, int]]:
         """Give tokens of a text that have none a place; yields them with it.
@@ -67,20 +70,23 @@ class SeenTokens:
             yield token, place
 
     @property
-    def output_ids(self) -> OutputIds:
-        """What has a column in `joined`: covered and seen ids, rising."""
-        if self._order is None:
-            ids = np.concatenate([self._columns, np.array(self.ids, np.int64)])
-            self._order = ids.argsort()
-            self._output_ids = ids[self._order]
-        return self._output_ids
+    def output_ids(self) -> OutputIds | None:
+        """What has a column in `joined`: covered and seen ids, rising; None: all below the size."""
+        return self._ordered()[0] if self._narrow else None
 
     def joined(self, covered: Logits, seen: Logits) -> Logits:
-        """Logits float32[rows, output ids] from those of covered ids and those of the places."""
-        _ = self.output_ids  # the order may be another one by now
-        both = np.concatenate([covered, seen[:, : len(self.ids)]], axis=1)
-        found: Logits = both[:, self._order]
-        return found
+        """Logits float32[rows, outputs] from those of covered ids and those of the places."""
+        ids, order = self._ordered()
+        found: Logits = np.concatenate([covered, seen[:, : len(self.ids)]], axis=1)[:, order]
+        return found if self._narrow else spread(found, ids, self._size)
+
+    def _ordered(self) -> tuple[OutputIds, NDArray[np.int64]]:
+        """Covered and seen ids, rising, and where each stands if the seen follow the covered."""
+        if self._order is None:
+            ids = np.concatenate([self._columns, np.array(self.ids, np.int64)])
+            order = ids.argsort()
+            self._order = ids[order], order
+        return self._order
 
 
 def covered_ids(config: DecoderConfig, lowest: int) -> OutputIds:

@@ -296,4 +296,4 @@ def _decoder(
     source = ModelSource(
         config, lambda name: own[name].copy() if name in own else target.read(name)
     )
-    return build(config, source, dtype=DRAFT_DTYPE)
+    return build(config, source, dtype=DRAFT_DTYPE, narrow=True)

@@ -84,6 +84,9 @@ class Target:
         model: decides.
         incarnation: of this worker; goes into every message.
         clock: monotonic seconds.
+
+    Raises:
+        ValueError: if the model's logits lack columns; they would be taken for other tokens'.
     """
 
     def __init__(
@@ -93,6 +96,8 @@ class Target:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        if model.output_ids is not None:
+            raise ValueError("a target's logits need a column for every token")
         self._model = model
         self._slots = Slots(model)
         self._incarnation = incarnation

@@ -36,7 +36,7 @@ class CpuDecoder(Decoder):
             such, and others are kept as float16.
         num_slots: sequences that can be held at once.
         threads: how many compute.
-        head_tokens, kept_tokens: see `load_model`.
+        head_tokens, kept_tokens, narrow: see `load_model`.
     """
 
     def __init__(
@@ -49,11 +49,14 @@ class CpuDecoder(Decoder):
         threads: int = 1,
         head_tokens: int = 0,
         kept_tokens: Sequence[int] = (),
+        narrow: bool = False,
     ) -> None:
         super().__init__(config, dtype, num_slots, MOST_ROWS)
         self._team = Team(threads)
         others = "float16" if dtype == "gguf" else dtype
-        self._vocabulary = Vocabulary(weights, config, others, head_tokens, kept_tokens)
+        self._vocabulary = Vocabulary(
+            weights, config, others, head_tokens, kept_tokens, narrow=narrow
+        )
         self._layers = read_layers(weights, config, others)
         self._shape = _shape(config, num_slots)
         self._turns = RotaryTable(config)

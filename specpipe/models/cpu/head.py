@@ -31,6 +31,7 @@ class Vocabulary:
         covered: of a head for all tokens, ids below this can be produced from the beginning,
             others once they were seen; 0: all.
         always: others that can be produced from the beginning.
+        narrow: whether logits have columns only for what can be produced.
     """
 
     def __init__(
@@ -40,6 +41,8 @@ class Vocabulary:
         dtype: str,
         covered: int,
         always: Sequence[int],
+        *,
+        narrow: bool,
     ) -> None:
         self._config = config
         self._norm = weights.head_norm()
@@ -57,7 +60,7 @@ class Vocabulary:
         self._covered = covered_ids(config, covered)
         self._seen: SeenTokens | None = None
         if len(self._covered) < config.output_size:
-            self._seen = SeenTokens(self._covered, config.output_size, always)
+            self._seen = SeenTokens(self._covered, config.output_size, always, narrow=narrow)
             self._seen_rows = Panels(1, MOST_SEEN, config.width, "float32")
             self.see(())
 

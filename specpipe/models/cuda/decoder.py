@@ -81,6 +81,7 @@ class CudaDecoder(Decoder):
         num_slots: int = 1,
         head_tokens: int = 0,
         kept_tokens: Sequence[int] = (),
+        narrow: bool = False,
         rows: int | None = None,
     ) -> None:
         super().__init__(config, dtype, num_slots, rows := rows or ROWS)
@@ -94,7 +95,7 @@ class CudaDecoder(Decoder):
         self._head = self._head[: len(self._covered)]
         self._seen: SeenTokens | None = None
         if len(self._covered) < config.output_size:
-            self._seen = SeenTokens(self._covered, config.output_size, kept_tokens)
+            self._seen = SeenTokens(self._covered, config.output_size, kept_tokens, narrow=narrow)
             self._seen_rows = torch.zeros_like(self._all[:1]).repeat(MOST_SEEN, 1)
             self._see(())
         self._layers = [self._load_layer(weights, index) for index in range(config.layers)]

@@ -8,18 +8,17 @@ from specpipe.models import partial_head
 from specpipe.models.loader import load_model
 from specpipe.models.partial_head import MOST_SEEN, SeenTokens, spread
 from specpipe.sampler import Sampler
+from specpipe.workers.target import Target
 from tests.toys import sampling
 
 COVERED = 40
 
 
 def forward(model, tokens):
-    """Logits for the whole vocabulary."""
     slot = model.open()
     logits = model.forward(slot, tokens, 1)
     model.close(slot)
-    ids = model.output_ids
-    return (logits if ids is None else spread(logits, ids, model.vocab_size))[0]
+    return logits[0]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -50,7 +49,7 @@ def test_covered_and_seen_tokens_have_the_whole_heads_logits(tiny_gguf, dtype) -
 )
 def test_without_columns_for_the_others_the_guesses_are_the_same(tiny_gguf, params) -> None:
     """A column taken for a token's id, or noise of the column instead of the token."""
-    model = load_model(tiny_gguf("draft.gguf"), head_tokens=COVERED)
+    model = load_model(tiny_gguf("draft.gguf"), head_tokens=COVERED, narrow=True)
     slot, sampler = model.open(), Sampler(params)
     last = model.vocab_size - 1
     logits = model.forward(slot, [1, last, COVERED + 9, 2, COVERED + 1], 5)
@@ -72,10 +71,21 @@ def test_without_columns_for_the_others_the_guesses_are_the_same(tiny_gguf, para
     assert params.greedy or not guessed <= set(range(COVERED))
 
 
+def test_a_target_has_a_column_for_every_token(tiny_gguf) -> None:
+    """A draft that writes alone, as in the benchmark: it would say the columns' numbers."""
+    path = tiny_gguf("draft.gguf")
+    model = load_model(path, head_tokens=COVERED)
+    assert model.output_ids is None
+    assert forward(model, [1, 2]).shape == (model.vocab_size,)
+    Target(model, 1)
+    with pytest.raises(ValueError, match="column"):
+        Target(load_model(path, head_tokens=COVERED, narrow=True), 1)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_biases_and_penalties_meet_the_tokens_that_they_are_for(tiny_gguf, temperature) -> None:
     """The column of that number instead: another token is favoured, or none."""
-    model = load_model(tiny_gguf("draft.gguf"), head_tokens=COVERED)
+    model = load_model(tiny_gguf("draft.gguf"), head_tokens=COVERED, narrow=True)
     text, favoured = [1, COVERED + 9, COVERED + 20, 2], COVERED + 20
     params = sampling(temperature, bias_ids=(favoured,), bias_values=(80.0,))
     drafter = Sources(model).open(params, text)

@@ -70,7 +70,7 @@ def test_bits_do_not_depend_on_how_tokens_are_fed(tiny_gguf, device, dtype) -> N
 def test_a_partial_head_covers_what_was_seen(tiny_gguf) -> None:
     path = tiny_gguf("draft.gguf")
     whole = load(path, "cpu", "float32")
-    partial = load(path, "cpu", "float32", head_tokens=40, kept_tokens=[43])
+    partial = load(path, "cpu", "float32", head_tokens=40, kept_tokens=[43], narrow=True)
     tokens = [1, 99, 49, 2]
     expected = whole.forward(whole.open(), tokens, 1)[0]
     found = partial.forward(partial.open(), tokens, 1)[0]
@@ -82,7 +82,8 @@ def test_a_partial_head_covers_what_was_seen(tiny_gguf) -> None:
 def test_tokens_seen_late_in_a_long_text_have_a_column_in_all_its_rows(tiny_gguf) -> None:
     """Rows of several passes that could not be put together, or with a column of another token."""
     path = tiny_gguf("draft.gguf")
-    whole, partial = load(path, "cpu", "float32"), load(path, "cpu", "float32", head_tokens=40)
+    whole = load(path, "cpu", "float32")
+    partial = load(path, "cpu", "float32", head_tokens=40, narrow=True)
     tokens = [*[1] * 150, 99, 2]
     expected = whole.forward(whole.open(), tokens, 152)
     found = partial.forward(partial.open(), tokens, 152)
