@@ -37,10 +37,11 @@ class Fusion:
 
         `chance`: the calibrated one of what the model says.
         """
-        theirs, ours = found.chance * (1 - chance), chance * (1 - found.chance)
-        possible = theirs + ours + (1 - chance) * (1 - found.chance)  # they can't both be right
-        found_chance = self._found.chance(found.evidence, theirs / possible)
-        said_chance = self._said.chance(_class(confidence), ours / possible)
+        only_found, only_said = found.chance * (1 - chance), chance * (1 - found.chance)
+        neither = (1 - chance) * (1 - found.chance)
+        possible = only_found + only_said + neither  # they can't both be right
+        found_chance = self._found.chance(found.evidence, only_found / possible)
+        said_chance = self._said.chance(_class(confidence), only_said / possible)
         if found_chance > said_chance + _MARGIN:
             return True, found_chance
         return False, said_chance

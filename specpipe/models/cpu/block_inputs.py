@@ -5,12 +5,12 @@ planes of bytes: 256 times the upper one and the lower one, both with a sign, ma
 they lie as pairs of 16 bits.
 """
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from llvmlite import ir
 from numba import types
 
-from specpipe.models.cpu.blocks import BYTE_ORDER, TURNS, BlockForm, form_of
+from specpipe.models.cpu.blocks import BYTE_ORDER, TURNS, BlockForm, NibbleForm, form_of
 from specpipe.models.cpu.compiled import generated
 from specpipe.models.cpu.instructions import (
     BYTE,
@@ -40,9 +40,9 @@ _MOST = 127.0 * 256 + 127  # what two bytes with a sign can hold
 _TINY = 1e-30  # of a block of zeros
 
 
-def by_bytes(form: BlockForm) -> bool:
+def by_bytes(form: BlockForm) -> TypeGuard[NibbleForm]:
     """Whether weights of a form are multiplied as bytes."""
-    return HAS_VNNI and form.has_bytes
+    return HAS_VNNI and isinstance(form, NibbleForm)
 
 
 @generated

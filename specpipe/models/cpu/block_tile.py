@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import types
 
 from specpipe.models.cpu.block_inputs import NUMBERS, PLANE, ROUNDED, by_bytes
-from specpipe.models.cpu.blocks import TURNS, BlockForm, form_of
+from specpipe.models.cpu.blocks import TURNS, BlockForm, NibbleForm, form_of
 from specpipe.models.cpu.compiled import generated
 from specpipe.models.cpu.instructions import (
     BYTE,
@@ -128,7 +128,10 @@ class _Tile:
         Shares are still to be multiplied by the rows' own scales.
         """
         builder, form = self._builder, self._form
-        sums = self._by_bytes(block, rows) if by_bytes(form) else self._by_pairs(block, part, rows)
+        if by_bytes(form):
+            sums = self._by_bytes(form, block, rows)
+        else:
+            sums = self._by_pairs(block, part, rows)
         scale = form.scale(builder, block, part)
         found = [builder.sitofp(each, VECTOR) for each in sums]
         if not shares:
@@ -152,9 +155,9 @@ class _Tile:
                     chained[chain] = add_products(builder, weights, place, chained[chain])
         return [reduce(builder.add, chained) for chained in sums]
 
-    def _by_bytes(self, block: Any, rows: list[Any]) -> list[Any]:
+    def _by_bytes(self, form: NibbleForm, block: Any, rows: list[Any]) -> list[Any]:
         """Of each row, the sum of products of all inputs of a block."""
-        builder, form = self._builder, self._form
+        builder = self._builder
         sums = [[words(0)] * 2 for _ in rows]
         numbers = [each for turn in range(TURNS) for each in form.bytes_of(builder, block, turn)]
         for word, weights in enumerate(numbers, NUMBERS):

@@ -56,13 +56,11 @@ class BlockForm(ABC):
         layout: of what is repeated.
         blocks: how many that has.
         parts: how many of a block's inputs' parts have scales of their own.
-        has_bytes: whether `bytes_of` gives the numbers, too.
     """
 
     element: str
     layout: np.dtype[np.void]
     blocks, parts = 1, 1
-    has_bytes = False
 
     @property
     def elements(self) -> int:
@@ -90,10 +88,6 @@ class BlockForm(ABC):
     def numbers(self, builder: Any, block: Any, turn: int) -> list[Any]:
         """A turn's numbers: 4 vectors of pairs, 16 bits each, one pair for each output."""
 
-    def bytes_of(self, _builder: Any, _block: Any, _turn: int) -> list[Any]:
-        """The same without a sign as 2 vectors of words of 4 bytes, in the order of BYTE_ORDER."""
-        raise NotImplementedError
-
     def fetch(self, builder: Any, panel: Any, number: Any) -> None:
         """Send for a block's share of what is further on: line by line, in rising order.
 
@@ -110,8 +104,31 @@ class BlockForm(ABC):
         return _offset(self.layout, field)
 
 
-class _Q4(BlockForm):
-    element, has_bytes = "uint32", True
+class NibbleForm(BlockForm):
+    """A form with numbers of 4 bits, which become bytes in fewer instructions than pairs."""
+
+    @abstractmethod
+    def _first_word(self, builder: Any, block: Any) -> Any:
+        """Where a block's numbers begin."""
+
+    def numbers(self, builder: Any, block: Any, turn: int) -> list[Any]:
+        """See BlockForm."""
+        found = self._words_of(builder, block, turn)
+        shifted = [found, *(builder.lshr(found, words(4 * i)) for i in range(1, 4))]
+        return [builder.and_(each, words(0x000F000F)) for each in shifted]
+
+    def bytes_of(self, builder: Any, block: Any, turn: int) -> list[Any]:
+        """The same without a sign as 2 vectors of words of 4 bytes, in the order of BYTE_ORDER."""
+        found = self._words_of(builder, block, turn)
+        halves = found, builder.lshr(found, words(4))
+        return [builder.and_(half, words(0x0F0F0F0F)) for half in halves]
+
+    def _words_of(self, builder: Any, block: Any, turn: int) -> Any:
+        return _words(builder, _on(builder, self._first_word(builder, block), turn * 4 * LANES))
+
+
+class _Q4(NibbleForm):
+    element = "uint32"
     layout = np.dtype(
         [("scale", "<f2", LANES), ("least", "<f2", LANES), ("numbers", "<u4", (TURNS, LANES))]
     )
@@ -122,11 +139,8 @@ class _Q4(BlockForm):
     def least(self, builder: Any, block: Any) -> Any:
         return _floats(builder, _on(builder, block, self._at("least")), HALF)
 
-    def numbers(self, builder: Any, block: Any, turn: int) -> list[Any]:
-        return _nibbles(builder, _on(builder, block, self._at("numbers")), turn)
-
-    def bytes_of(self, builder: Any, block: Any, turn: int) -> list[Any]:
-        return _nibble_bytes(builder, _on(builder, block, self._at("numbers")), turn)
+    def _first_word(self, builder: Any, block: Any) -> Any:
+        return _on(builder, block, self._at("numbers"))
 
 
 class _Q8(BlockForm):
@@ -171,16 +185,10 @@ class _Inner(NamedTuple):
     numbers: Any
 
 
-class _K4(BlockForm):
-    element, blocks, has_bytes = "int32", _TOGETHER, True
-    layout = np.dtype(
-        [
-            ("scale", "<f2", LANES),
-            ("least", "<f2", LANES),
-            ("small", [("scale", "i1", (1, LANES)), ("least", "i1", LANES)], _TOGETHER),
-            ("numbers", "<u4", (_TOGETHER, TURNS, LANES)),
-        ]
-    )
+class _Together(BlockForm):
+    """A form of blocks that share numbers."""
+
+    blocks = _TOGETHER
 
     def find(self, builder: Any, panel: Any, number: Any) -> _Inner:
         outer = builder.udiv(number, ir.Constant(INT64, _TOGETHER))
@@ -199,12 +207,6 @@ class _K4(BlockForm):
         large = _floats(builder, _on(builder, block.shared, self._at("least")), HALF)
         return builder.fmul(large, small)
 
-    def numbers(self, builder: Any, block: _Inner, turn: int) -> list[Any]:
-        return _nibbles(builder, block.numbers, turn)
-
-    def bytes_of(self, builder: Any, block: _Inner, turn: int) -> list[Any]:
-        return _nibble_bytes(builder, block.numbers, turn)
-
     def _small(self, builder: Any, block: _Inner, offset: int) -> Any:
         """16 small numbers of a block, as floats."""
         at = builder.mul(block.index, ir.Constant(INT64, self._inner("small").itemsize))
@@ -218,8 +220,23 @@ class _K4(BlockForm):
         return np.dtype((self.layout[field].base, self.layout[field].shape[1:]))
 
 
-class _K6(_K4):
-    element, parts, has_bytes = "int16", 2, False
+class _K4(_Together, NibbleForm):
+    element = "int32"
+    layout = np.dtype(
+        [
+            ("scale", "<f2", LANES),
+            ("least", "<f2", LANES),
+            ("small", [("scale", "i1", (1, LANES)), ("least", "i1", LANES)], _TOGETHER),
+            ("numbers", "<u4", (_TOGETHER, TURNS, LANES)),
+        ]
+    )
+
+    def _first_word(self, _builder: Any, block: _Inner) -> Any:
+        return block.numbers
+
+
+class _K6(_Together):
+    element, parts = "int16", 2
     layout = np.dtype(
         [
             ("scale", "<f2", LANES),
@@ -273,18 +290,6 @@ def form_of(dtype: Any) -> BlockForm | None:
 def _offset(layout: np.dtype[Any], field: str) -> int:
     assert layout.fields
     return layout.fields[field][1]
-
-
-def _nibbles(builder: Any, numbers: Any, turn: int) -> list[Any]:
-    found = _words(builder, _on(builder, numbers, turn * 4 * LANES))
-    shifted = [found, *(builder.lshr(found, words(4 * i)) for i in range(1, 4))]
-    return [builder.and_(numbers, words(0x000F000F)) for numbers in shifted]
-
-
-def _nibble_bytes(builder: Any, numbers: Any, turn: int) -> list[Any]:
-    found = _words(builder, _on(builder, numbers, turn * 4 * LANES))
-    lower, upper = found, builder.lshr(found, words(4))
-    return [builder.and_(each, words(0x0F0F0F0F)) for each in (lower, upper)]
 
 
 def _pairs(number: int) -> Any:
