@@ -87,15 +87,16 @@ class Layout:
     @property
     def roles(self) -> tuple[Role, ...]:
         """Who works in an actor of its own."""
-        return ("draft", "target") if self.placement.draft and not self.near else ("target",)
+        apart = self.placement.draft and not self.target_looks_up
+        return ("draft", "target") if apart else ("target",)
 
     @property
-    def near(self) -> bool:
-        """Whether there is a draft that is part of the hub: it only looks up, on the same cores."""
+    def target_looks_up(self) -> bool:
+        """Whether the target's worker makes the guesses: they are looked up, and on its cores."""
         draft = self.placement.draft
-        if draft is None or self.draft_computes or self.sites["draft"].node is not None:
+        if draft is None or self.draft_computes or self.placement.apart:
             return False
-        return self.sites["target"].node is None and draft.cores == self.placement.target.cores
+        return draft.cores == self.placement.target.cores
 
     @property
     def hub_cores(self) -> tuple[int, ...]:
@@ -184,6 +185,8 @@ def layout_on_nodes(config: Config, pair: ModelPair) -> Layout:
         "draft": config.draft.node if config.draft else None,
         "target": config.target.node,
     }
+    if config.draft and pair.draft is None and config.draft.device == "auto":
+        wanted["draft"] = wanted["draft"] or wanted["target"]  # it needs no device of its own
     for role, name in wanted.items():
         if name is not None and (node := find_node(name)).id != own:
             files = pair.target if role == "target" else pair.draft

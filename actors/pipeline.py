@@ -19,7 +19,6 @@ from specpipe.actors.supervisor import Supervisor
 from specpipe.channel import socket_directory
 from specpipe.completion import Completion
 from specpipe.config import Config
-from specpipe.devices import Device
 from specpipe.dispatch import make_policy, takes_turns
 from specpipe.errors import SpecpipeError, UserError
 from specpipe.hub_client import HubClient
@@ -30,7 +29,6 @@ from specpipe.sampling import MAX_SEED, Sampling, SamplingParams
 from specpipe.tokenizer import Detokenizer
 from specpipe.version import __version__
 from specpipe.worker_messages import Ready, Role
-from specpipe.workers.near import NearDraftConfig
 
 
 class Pipeline:
@@ -96,7 +94,6 @@ class Pipeline:
         layout = layout or layout_on_nodes(config, pair)
         self._taking_turns = pair.draft is not None and layout.placement.shares_cores
         settings["taking_turns"] = self._taking_turns
-        settings["near_draft"] = self._near_draft(layout.device("draft")) if layout.near else None
         most = config.pipeline.max_waiting
         self._hub = HubClient(directory, layout.hub_cores, settings, most_waiting=most)
         supervisor = self._supervisor = Supervisor(
@@ -107,14 +104,6 @@ class Pipeline:
         self._resources.callback(self._hub.close)
         self._resources.callback(supervisor.close)
         supervisor.launch()
-
-    def _near_draft(self, device: Device) -> dict[str, Any]:
-        """What the hub is told of a draft that is part of it."""
-        config, pair = self.config, self.pair
-        assert config.draft is not None
-        slots, remember = config.pipeline.max_num_seqs, config.draft.remember
-        sizes = pair.draft_context_length, pair.tokenizer.used_size
-        return asdict(NearDraftConfig(slots, *sizes, remember, str(device)))
 
     def _new_files(self) -> dict[str, str | None]:
         """The files that the hub writes, made before anything is started."""

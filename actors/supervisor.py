@@ -230,7 +230,9 @@ class Supervisor:
 
     def _start(self, role: Role, incarnation: int, host: Any) -> None:
         address, keys = self._attach(role, incarnation)
-        files, draft = self._files(role), self._config.draft if role == "draft" else None
+        files = self._files(role)
+        guesses = role == "draft" or self._layout.target_looks_up
+        draft = self._config.draft if guesses else None
         spec = WorkerSpec(
             role=role,
             incarnation=incarnation,
@@ -249,7 +251,7 @@ class Supervisor:
             prefill_chunk=self._config.pipeline.prefill_chunk,
             drafter=draft.drafter if draft else None,
             remember=draft.remember if draft else 0,
-            head_tokens=draft.covered_tokens if draft else 0,
+            head_tokens=draft.covered_tokens if draft and role == "draft" else 0,
             kept_tokens=tuple(self._pair.tokenizer.stop_token_ids),
             pipeline=self._name,
             log=self._config.log,

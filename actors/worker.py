@@ -42,7 +42,8 @@ class WorkerSpec:
         prefill_chunk: most tokens that the draft feeds at once.
         pipeline: the name of the one that it works for.
         log: what it logs.
-        drafter, remember, head_tokens: of a draft, see DraftConfig.
+        drafter, remember: of a draft, or of a target that looks up; see DraftConfig.
+        head_tokens: of a draft, the same.
         kept_tokens: that its head covers in any case.
     """
 
@@ -144,7 +145,7 @@ class WorkerHost:
                 model.vocab_size if model else spec.output_size,
                 str(spec.device),
                 cores,
-                worker.sources if isinstance(worker, Draft) else (),
+                worker.sources,
             )
         )
         if isinstance(worker, Draft):
@@ -172,15 +173,18 @@ class PairHost(WorkerHost):
 
 
 def _worker(spec: WorkerSpec, model: "SequenceModel | None") -> Draft | Target:
+    sources = None
+    if spec.drafter is not None:
+        sources = Sources(
+            model if spec.role == "draft" else None,
+            lookup=spec.drafter != "model",
+            remember=spec.remember,
+            context_length=spec.context_length,
+        )
     if spec.role == "target":
         assert model is not None
-        return Target(model, spec.incarnation)
-    sources = Sources(
-        model,
-        lookup=spec.drafter != "model",
-        remember=spec.remember,
-        context_length=spec.context_length,
-    )
+        return Target(model, spec.incarnation, sources=sources)
+    assert sources is not None
     return Draft(sources, spec.incarnation, prefill_chunk=spec.prefill_chunk)
 
 

@@ -52,7 +52,14 @@ class RemoteClock:
         match message:
             case Block(begun=begun, ended=ended):
                 return replace(message, begun=self._all(begun), ended=self._all(ended))
-            case Verdict(begun=begun, ended=ended) | Progress(begun=begun, ended=ended):
+            case Verdict(begun=begun, ended=ended, block=block):
+                guesses = tuple(
+                    replace(guess, begun=guess.begun + self.shift, ended=guess.ended + self.shift)
+                    for guess in block
+                )
+                begun, ended = begun + self.shift, ended + self.shift
+                return replace(message, begun=begun, ended=ended, block=guesses)
+            case Progress(begun=begun, ended=ended):
                 return replace(message, begun=begun + self.shift, ended=ended + self.shift)
         return message
 

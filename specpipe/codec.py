@@ -54,6 +54,7 @@ from specpipe.worker_messages import (
     Exhausted,
     Extend,
     Failed,
+    LookedUp,
     Open,
     Opened,
     Proceed,
@@ -65,7 +66,7 @@ from specpipe.worker_messages import (
     Verdict,
 )
 
-VERSION = 8
+VERSION = 9
 MAX_MESSAGE_BYTES = 16 * 2**20
 MAX_ITEMS = 2**21
 MAX_INT = 2**63 - 1
@@ -107,6 +108,7 @@ _RECORDS = (
     Sampling,
     GuessLaw,
     TokenLogprobs,
+    LookedUp,
     Spans,
     SourceCounts,
     RequestMetrics,
@@ -245,6 +247,10 @@ def _check_law(law: GuessLaw) -> None:
 def _check_verdict(verdict: Verdict) -> None:
     if len(verdict.logprobs) not in {0, verdict.accepted + 1}:
         raise ProtocolError("a verdict whose log-probabilities don't match its tokens in number")
+    if verdict.block and verdict.accepted > len(verdict.block):
+        raise ProtocolError(
+            f"{verdict.accepted} tokens of a block of {len(verdict.block)} accepted"
+        )
 
 
 def _check_tokens(tokens: Tokens) -> None:

@@ -274,6 +274,8 @@ class Coordinator:
         sequence = self._answered(event)
         if sequence is None:
             return
+        if not sequence.in_flight:
+            sequence.take_looked_up(event.block)
         if event.accepted > len(sequence.in_flight):
             cause = f"the target accepted {event.accepted} of {len(sequence.in_flight)} tokens"
             self._finish(sequence, "error", cause)

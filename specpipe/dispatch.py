@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from specpipe.elastic import Elastic
 from specpipe.errors import UserError
 from specpipe.policy import Decision, Judged, Policy, Situation, Verified
+from specpipe.pricing import LONGEST_RUN
+
+_FREE = (0.0,) * LONGEST_RUN
 
 
 class Unlearned:
@@ -48,6 +51,10 @@ class Unlearned:
         """See Policy."""
         return 0.0
 
+    def prices(self, sequences: int) -> tuple[float, ...]:
+        """See Policy."""
+        return _FREE
+
 
 class TakeAll(Unlearned):
     """Send all that waits; wait for at least one token while the draft is drafting (AMUSD)."""
@@ -77,6 +84,10 @@ class Serial(Unlearned):
             return Decision(None, missing)
         return Decision(min(waiting, self._draft_length), 0)
 
+    def prices(self, sequences: int) -> tuple[float, ...]:
+        """See Policy."""
+        return _FREE[: self._draft_length]
+
 
 class Pearl(Unlearned):
     """PEARL (Liu et al., "Parallel Speculative Decoding with Adaptive Draft Length", 2024).
@@ -97,6 +108,10 @@ class Pearl(Unlearned):
         if missing > 0 and situation.may_wait and not situation.fresh:
             return Decision(None, missing)
         return Decision(waiting, self._draft_length)
+
+    def prices(self, sequences: int) -> tuple[float, ...]:
+        """See Policy."""
+        return _FREE[: self._draft_length]
 
 
 _WITHOUT_LENGTH: dict[str, Callable[[], Policy]] = {"elastic": Elastic, "take_all": TakeAll}

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from specpipe.awaiting import Awaiting
 from specpipe.costs import Costs
 from specpipe.policy import Decision, Judged, Situation, Verified
+from specpipe.pricing import LONGEST_RUN, prices_of, worth_their_prices
 from specpipe.resting import Resting
 from specpipe.semi_markov import TIE, Plan, Problem, solve
 from specpipe.sharing import Sharing
@@ -198,34 +199,28 @@ class Elastic:
         """See Policy."""
         return self._sharing.spare(rows, age)
 
+    def prices(self, sequences: int) -> tuple[float, ...]:
+        """See Policy."""
+        return self._sharing.prices(sequences) if sequences > 1 else self._prices(LONGEST_RUN)
+
     def _free_block(self, chances: list[float], situation: Situation) -> int:
         """How many waiting tokens to send where all guesses are free and made at once."""
+        prices = self._prices(len(chances))
         if not situation.queued:
-            return self._worth_their_rows(chances)
-        count = self._worth_their_rows(chances[1:])
+            return worth_their_prices(chances, prices)
+        count = worth_their_prices(chances[1:], prices)
         return count + 1 if count else 0
 
-    def _worth_their_rows(self, chances: list[float]) -> int:
-        """How many guesses of these chances raise the rate at which the target writes.
+    def _prices(self, most: int) -> tuple[float, ...]:
+        """What each of so many guesses must bring, one sequence running; nothing if none is known.
 
-        What a row costs is time in which the target would write at its usual rate: each token is
-        sent whose chance to be reached and right is worth it. The rate is the one that this rule
-        reaches itself, so both settle where the rate is largest (Dinkelbach, 1967).
+        The rate is the one that is reached by these prices, so both settle where it is largest.
         """
-        costs = self.costs
-        passes = costs.alone if costs.alone.seen else costs.passes
+        passes = self.costs.alone if self.costs.alone.seen else self.costs.passes
         if not passes.seen:
-            return len(chances)
-        times, rate = passes.table(len(chances)), costs.alone_rate.value
-        rate = rate or 1 / times[0]
-        best = worth = 0.0
-        count, product = 0, 1.0
-        for m, chance in enumerate(chances, 1):
-            product *= chance
-            worth += product - rate * (times[m] - times[m - 1])
-            if worth > best:
-                best, count = worth, m
-        return count
+            return (0.0,) * most
+        times = passes.table(most)
+        return prices_of(self.costs.alone_rate.value or 1 / times[0], times)
 
     def _chances(self, situation: Situation, waiting: int) -> list[float]:
         chances = self.costs.chances

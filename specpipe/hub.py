@@ -49,10 +49,7 @@ from specpipe.story import tell
 from specpipe.tracing import Tracer
 from specpipe.watching import Window
 from specpipe.worker_messages import (
-    Close,
-    Commit,
     FromWorker,
-    Open,
     Ready,
     Role,
     Said,
@@ -60,7 +57,6 @@ from specpipe.worker_messages import (
     ToDraft,
     ToTarget,
 )
-from specpipe.workers.near import NearDraft, NearDraftConfig
 
 log = logging.getLogger("specpipe.hub")  # this module is run by itself
 
@@ -74,7 +70,6 @@ class Hub:
         policies: the coordinator's own, by name; others are made when they are asked for.
         parent: file descriptor whose end of file says that nobody is left to work for.
         reporting: is told of everything.
-        near: the draft, if it is part of this process.
         tracer: is told of everything too, if there is one.
     """
 
@@ -86,11 +81,9 @@ class Hub:
         parent: int,
         reporting: Reporting,
         *,
-        near: NearDraft | None = None,
         tracer: Tracer | None = None,
     ) -> None:
         self._coordinator = coordinator
-        self._near = near
         self._policies = policies
         self._reporting = reporting
         self._tracer = tracer
@@ -136,8 +129,6 @@ class Hub:
             self._take(heapq.heappop(self._due)[2])
         if self._user.socket in ready and not self._hear_user():
             return False
-        for message in self._near.step() if self._near else ():
-            self._take(message)
         if self._reporting.window.socket in ready:
             self._reporting.window.answer(time.monotonic())
         if self._reporting.due <= time.monotonic():
@@ -199,8 +190,6 @@ class Hub:
 
     def _do(self, command: Command) -> None:
         match command:
-            case Send("draft", _, Open() | Commit() | Close() as message) if self._near:
-                self._near.hear(message)
             case Send(role, incarnation, message):
                 current, channel = self._workers.get(role, (0, None))
                 if channel is None or current != incarnation:
@@ -273,8 +262,6 @@ class Hub:
 
     def _milliseconds_to_timer(self) -> int:
         """How long the poller may sleep."""
-        if self._near and not self._near.idle:
-            return 0
         due = min(self._reporting.due, self._due[0][0]) if self._due else self._reporting.due
         return max(0, math.ceil((due - time.monotonic()) * 1000))
 
@@ -287,13 +274,12 @@ def main() -> None:
     if os.fork():
         os._exit(0)
     settings: dict[str, Any] = json.loads(sys.argv[1])
-    cores = pin_process(settings.pop("cores"))
+    pin_process(settings.pop("cores"))
     directory = Path(settings.pop("directory"))
     user = Channel.bind(hub_address(directory))
     name: str = settings.pop("policy")
     policies = {name: make_policy(name)}
     record, trace = settings.pop("record", None), settings.pop("trace", None)
-    near: dict[str, Any] | None = settings.pop("near_draft", None)
     about: dict[str, str] = settings.pop("about", {})
     pid: int = settings.pop("pid")  # of whoever is served
     logs.set_up(logs.LogConfig(**settings.pop("log", {})), "coordinator", directory.name)
@@ -317,8 +303,7 @@ def main() -> None:
             )
             reporting = Reporting(statistics, user, Window(directory, statistics.figures))
             parent = sys.stdin.fileno()
-            draft = NearDraft(NearDraftConfig(**near), cores) if near else None
-            Hub(coordinator, policies, user, parent, reporting, near=draft, tracer=tracer).run()
+            Hub(coordinator, policies, user, parent, reporting, tracer=tracer).run()
     finally:  # a parent that was killed could not do it
         shutil.rmtree(directory, ignore_errors=True)
 

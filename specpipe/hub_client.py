@@ -54,8 +54,7 @@ class HubClient:
         cores: to pin the process to, if any are given.
         settings: `policy` and the arguments of Coordinator; `record` and `trace`,
             files for a recording and a trace; `about`, settings that its figures are to name (see
-            Statistics); `log`, those of LogConfig; `near_draft`, those of NearDraftConfig, if the
-            draft is to be part of the hub.
+            Statistics); `log`, those of LogConfig.
         most_waiting: how many requests may be handed in and not finished.
     """
 

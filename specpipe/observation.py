@@ -49,7 +49,7 @@ class Observation:
             made.waited,
             next(by_model, guesses),
             made.sequences,
-            made.rows,
+            made.rows + verdict.extra_rows,
             made.queued,
             verdict.ended - verdict.begun,
             sequence.awaited,

@@ -16,13 +16,16 @@ class Outstanding:
         self._sent.setdefault(message.request, []).append(message)
 
     def answered(self, answer: Progress | Verdict) -> Extend | None:
-        """What this answers; None if it comes late."""
+        """What this answers, with what the target looked up; None if it comes late."""
         sent = self._sent.get(answer.request, [])
         if not sent or sent[0].extend_id != answer.extend_id:
             return None
         extend = sent.pop(0)
         assert isinstance(extend, Extend), "what it comes to is known"
-        if isinstance(answer, Verdict) and sent and isinstance(sent[0], Proceed):
+        if isinstance(answer, Progress):
+            return extend
+        extend = extend.followed_by([guess.token for guess in answer.block])
+        if sent and isinstance(sent[0], Proceed):
             position, whole = extend.verify_from + answer.accepted, len(extend.judged)
             sent[0] = sent[0].after(position, answer.token, whole=answer.accepted == whole)
         return extend

@@ -167,3 +167,9 @@ class Policy(Observer, Protocol):
 
     def spare(self, rows: int, age: float) -> float:
         """Seconds until the next pass should be sent, if one of so many rows is so old."""
+
+    def prices(self, sequences: int) -> tuple[float, ...]:
+        """What each guess more must bring of those that a target makes itself; see Proceed.
+
+        `sequences`: how many are running.
+        """

@@ -14,6 +14,7 @@ from specpipe.pace import DraftState
 from specpipe.policy import Decision, Policy
 from specpipe.reading import reading_part
 from specpipe.sequence import SequenceState
+from specpipe.step import Terms
 from specpipe.worker_messages import Role, ToDraft, ToTarget
 from specpipe.worker_state import Pass, WorkerState
 
@@ -239,14 +240,21 @@ class Scheduler:
             left -= 1
             made.reads |= sequence.behind > 0
             assert decision.send is not None
+            terms = self._terms(sequence)
             message = sequence.verify(
-                self._next_id(), decision.send, made, rests=rests, more=left > 0
+                self._next_id(), decision.send, made, terms, rests=rests, more=left > 0
             )
             self._commands.append(self._to("target", message))
         for sequence, count in parts:
             left -= 1
             message = sequence.prefill(self._next_id(), count, made, more=left > 0)
             self._commands.append(self._to("target", message))
+
+    def _terms(self, sequence: SequenceState) -> Terms:
+        """On which the target may make guesses of its own, if it does."""
+        looks_up = self._workers["target"].guesses_freely
+        prices = self.policy.prices(len(self._running))[: self._lookahead] if looks_up else ()
+        return Terms(sequence.longest_chain(self._context_length), prices)
 
     def _wait(self, sequences: list[SequenceState]) -> None:
         """Let these sequences wait until the draft says something, but not for ever."""

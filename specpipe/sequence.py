@@ -13,9 +13,9 @@ from specpipe.metrics import RequestMetrics
 from specpipe.pace import DraftState, Pace
 from specpipe.policy import Judged, Situation
 from specpipe.sampling import Sampling
-from specpipe.step import Drafted, Step, laws_of
+from specpipe.step import Drafted, Step, Terms, laws_of
 from specpipe.stopping import StopRule
-from specpipe.worker_messages import Block, Commit, Extend, Open, Proceed, Role
+from specpipe.worker_messages import Block, Commit, Extend, LookedUp, Open, Proceed, Role
 from specpipe.worker_state import Pass
 
 MOST_LOSSES = 4
@@ -118,14 +118,20 @@ class SequenceState:
         written = len(self.committed) - self.prompt_length
         return min(self.max_tokens - written, context_length - len(self.committed))
 
+    def longest_chain(self, context_length: int) -> int:
+        """How long the chain may ever get.
+
+        The last token of a request needs no guess: the target always adds one of its own.
+        """
+        return min(self.prompt_length + self.max_tokens, context_length) - 1
+
     def chain_limits(self, context_length: int, lookahead: int) -> tuple[int, int]:
         """How long the draft's chain may get, and from which length on its model rests.
 
-        The last token of a request needs no guess: the target always adds one of its own. A draft
-        that is being opened is not paused, since only its first guess says that it can be used.
+        A draft that is being opened is not paused, since only its first guess says that it can be
+        used.
         """
-        whole = min(self.prompt_length + self.max_tokens, context_length)
-        limit = min(whole - 1, len(self.committed) + lookahead)
+        limit = min(self.longest_chain(context_length), len(self.committed) + lookahead)
         if self.pause_at is None or self.draft is DraftState.OPENING:
             return limit, limit
         return limit, min(limit, self.pause_at)
@@ -231,6 +237,13 @@ class SequenceState:
                 self.metrics.of_source(source).drafted += 1
         return BlockFate.TAKEN
 
+    def take_looked_up(self, block: Sequence[LookedUp]) -> None:
+        """The target judges this block of its own."""
+        for offset, made in enumerate(block):
+            self.in_flight.append(Drafted.of(made, offset))
+            self.metrics.drafting.add(made.begun, made.ended)
+            self.metrics.of_source(made.source).drafted += 1
+
     def commit(self, tokens: Sequence[int], now: float) -> tuple[list[Judged], bool]:
         """Make tokens final, drop what they contradict.
 
@@ -262,7 +275,7 @@ class SequenceState:
         # Under the rejection rule, being equal to a bonus token is not the same as being accepted.
         telling = sent if self.sampling.rejects else len(pending)
         judged = [
-            self._judged(start + i, guess, i < same if i <= same and i < telling else None)
+            guess.judged(self.request, start + i, i < same if i <= same and i < telling else None)
             for i, guess in enumerate(pending if contradicted else pending[:same])
         ]
         return judged, contradicted
@@ -270,7 +283,7 @@ class SequenceState:
     def unjudged(self) -> list[Judged]:
         """The guesses of a request that ends, of which nothing will be known."""
         start = len(self.committed)
-        return [self._judged(start + i, guess, None) for i, guess in enumerate(self.guesses)]
+        return [guess.judged(self.request, start + i, None) for i, guess in enumerate(self.guesses)]
 
     def read(self, length: int) -> None:
         """The target has read so many tokens, and judged none."""
@@ -300,7 +313,7 @@ class SequenceState:
         return Open(self.request, self.serial, tokens, committed, *limits, self.sampling)
 
     def verify(
-        self, extend_id: int, count: int, made: Pass, *, rests: bool, more: bool = False
+        self, extend_id: int, count: int, made: Pass, terms: Terms, *, rests: bool, more: bool
     ) -> Extend | Proceed:
         """Send the first `count` waiting tokens, after whatever the target's cache still lacks.
 
@@ -312,14 +325,20 @@ class SequenceState:
         # A pass over guesses of the model is none of a target alone, though the model be done.
         alone = rests and not any(guess.source == "model" for guess in block)
         tokens = self.committed[self.next_start :]
-        return self._send(extend_id, tokens, block, made, alone=alone, more=more)
+        message: Extend | Proceed
+        if self.extend and self.extend.judges:
+            guesses, laws = tuple(guess.token for guess in block), laws_of(block[1:])
+            message = Proceed(self.request, extend_id, guesses, laws, more, *terms)
+        else:
+            message = self._extend(extend_id, tokens, block, more=more)
+        self._send(Step(message, block, made, alone))
+        return message
 
-    def prefill(
-        self, extend_id: int, count: int, made: Pass, *, more: bool = False
-    ) -> Extend | Proceed:
+    def prefill(self, extend_id: int, count: int, made: Pass, *, more: bool) -> Extend:
         """Feed the next `count` committed tokens; nothing is judged. `made`, `more`: see verify."""
-        tokens = self.committed[self.next_start :][:count]
-        return self._send(extend_id, tokens, [], made, alone=False, more=more)
+        message = self._extend(extend_id, self.committed[self.next_start :][:count], [], more=more)
+        self._send(Step(message, [], made, alone=False))
+        return message
 
     def lose_target(self, *, held: bool) -> None:
         """The target's cache is gone; what it was judging waits again.
@@ -341,39 +360,18 @@ class SequenceState:
         self.exhausted_at = -1
         self.pace.known = False
 
-    def _judged(self, position: int, guess: Drafted, right: bool | None) -> Judged:
-        return Judged(
-            self.request,
-            position,
-            guess.offset,
-            guess.confidence,
-            right,
-            guess.begun,
-            guess.ended,
-        )
+    def _extend(
+        self, extend_id: int, tokens: Sequence[int], block: Sequence[Drafted], *, more: bool
+    ) -> Extend:
+        start, known = self.next_start, len(self.committed)
+        fed, laws = (*tokens, *(guess.token for guess in block)), laws_of(block)
+        sampling = None if start else self.sampling
+        return Extend(self.request, extend_id, start, fed, known, sampling, laws, more)
 
-    def _send(
-        self,
-        extend_id: int,
-        tokens: Sequence[int],
-        block: list[Drafted],
-        made: Pass,
-        *,
-        alone: bool,
-        more: bool,
-    ) -> Extend | Proceed:
-        guesses, start = tuple(guess.token for guess in block), self.next_start
-        message: Extend | Proceed
-        if self.extend and self.extend.judges:
-            message = Proceed(self.request, extend_id, guesses, laws_of(block[1:]), more)
-        else:
-            tokens, sampling = (*tokens, *guesses), None if start else self.sampling
-            known, laws = len(self.committed), laws_of(block)
-            message = Extend(self.request, extend_id, start, tokens, known, sampling, laws, more)
-        self.steps.append(Step(message, block, made, alone))
+    def _send(self, step: Step) -> None:
+        self.steps.append(step)
         if len(self.steps) == 1:
             self._begin_step()
-        return message
 
     def _end_step(self, guesses: list[Drafted], *, whole: bool) -> None:
         """The target has answered; if it knew what to do next, it is doing it.

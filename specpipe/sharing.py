@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from specpipe.calibration import Average
 from specpipe.costs import Costs, PassTimes, Rate
 from specpipe.policy import Decision, Situation, Verified
+from specpipe.pricing import LONGEST_RUN, prices_of
 
 _MOST_GUESSES = 64  # in a pass
 _MOST_AHEAD = 16
@@ -98,6 +99,7 @@ class Sharing:
         self._costs = costs
         self.passes = PassTimes()
         self._gap = Average(0.98)
+        self._rows, self._rate = Average(0.98), Rate(0.98)
         self._working = _Trials(now=True)
         self._running_ahead = _Trials(now=True, least=_BETTER)
         self._plain = 0.0  # seconds of a token in the latest pass, had it had no guesses
@@ -108,6 +110,8 @@ class Sharing:
         seconds = verification.waited + verification.seconds
         worked = min(verification.worked or seconds, seconds)
         self.passes.note(verification.rows, worked)
+        self._rows.add(verification.rows)
+        self._rate.add(verification.accepted + 1, seconds / count)
         if not verification.queued:
             self._gap.add(seconds - worked)
         gain = (verification.accepted + 1) * self._plain
@@ -122,6 +126,14 @@ class Sharing:
     def spare(self, rows: int, age: float) -> float:
         """See Policy."""
         return self.passes.table(rows)[rows] - age - self._gap.value
+
+    def prices(self, sequences: int) -> tuple[float, ...]:
+        """See Policy: what rows cost besides those that passes have as it is."""
+        if not self.passes.seen:
+            return (0.0,) * _UNKNOWN
+        usual = max(sequences, round(self._rows.value))
+        times = self.passes.table(usual + LONGEST_RUN)[usual:]
+        return prices_of(self._rate.value or sequences / times[0], times)
 
     def decide(
         self,

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from specpipe.metrics import Source
+from specpipe.policy import Judged
 from specpipe.sampling import GuessLaw
-from specpipe.worker_messages import Extend, Proceed
+from specpipe.worker_messages import Extend, LookedUp, Proceed
 from specpipe.worker_state import Pass
 
 
@@ -23,6 +24,24 @@ class Drafted(NamedTuple):
     ended: float
     offset: int
     law: GuessLaw | None = None
+
+    @classmethod
+    def of(cls, made: LookedUp, offset: int) -> Self:
+        """A guess of the target's own."""
+        return cls(made.token, made.confidence, made.source, made.begun, made.ended, offset)
+
+    def judged(self, request: int, position: int, right: bool | None) -> Judged:
+        """What became of it; see Judged."""
+        return Judged(
+            request, position, self.offset, self.confidence, right, self.begun, self.ended
+        )
+
+
+class Terms(NamedTuple):
+    """For a target that makes guesses of its own; see Proceed."""
+
+    limit: int = 0
+    prices: tuple[float, ...] = ()
 
 
 def laws_of(block: Sequence[Drafted]) -> tuple[GuessLaw, ...]:

@@ -4,8 +4,9 @@ Positions count tokens from the beginning of the prompt. Times are seconds of th
 clock: processes of one host share it, and what comes from elsewhere is converted (clock.py).
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 from specpipe.metrics import Source
 from specpipe.sampling import GuessLaw, Sampling, TokenLogprobs
@@ -87,6 +88,10 @@ class Extend:
         """Whether a Verdict answers it."""
         return self.start + len(self.tokens) >= self.verify_from
 
+    def followed_by(self, guesses: Sequence[int], laws: Sequence[GuessLaw] = ()) -> Self:
+        """The same with these guesses, which the target looked up, behind it."""
+        return replace(self, tokens=(*self.tokens, *guesses), laws=(*self.laws, *laws))
+
 
 @dataclass(frozen=True, slots=True)
 class Proceed:
@@ -96,6 +101,10 @@ class Proceed:
     `guesses`: for the place of that token and those behind. They follow it iff the block before
     stood as a whole and the first of them is that token. `laws`, `more`: as in Extend, the laws of
     all guesses but the first.
+
+    The chain may have `limit` tokens (0: any number); if it has more already, its text is whole and
+    nothing is fed. A target that looks up for itself adds guesses where none follow: `prices` says
+    what each guess more must be expected to bring, in tokens, and how many are allowed.
     """
 
     request: int
@@ -103,6 +112,8 @@ class Proceed:
     guesses: tuple[int, ...] = ()
     laws: tuple[GuessLaw, ...] = ()
     more: bool = False
+    limit: int = 0
+    prices: tuple[float, ...] = ()
 
     def after(self, position: int, token: int, *, whole: bool) -> Extend:
         """What it asks for, once `token` at `position` follows a block that stood as a `whole`."""
@@ -135,8 +146,8 @@ class Shutdown:
 class Ready:
     """A worker's first message: its model is loaded.
 
-    `cores` are the CPU cores that all of its threads were read back to run on. `sources`: where a
-    draft's guesses come from.
+    `cores` are the CPU cores that all of its threads were read back to run on. `sources`: where its
+    guesses come from; a target may look up, too.
     """
 
     role: Role
@@ -245,12 +256,24 @@ class Resync:
 
 
 @dataclass(frozen=True, slots=True)
+class LookedUp:
+    """A guess that the target made itself, as in Block."""
+
+    token: int
+    confidence: float
+    source: Source
+    begun: float
+    ended: float
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """`accepted` of the judged tokens stand, and `token` follows them.
 
     `begun` and `ended`: when the forward pass and the judging ran. `idle`: seconds from the leaving
     of the target's last answer to the arrival of this Extend. `logprobs`: of all these tokens, if
-    the request asked for them. `reused`: as in Progress.
+    the request asked for them. `reused`: as in Progress. `block`: the judged tokens, where the
+    target looked them up. `extra_rows`: of the pass, for such guesses of all requests.
     """
 
     request: int
@@ -263,6 +286,8 @@ class Verdict:
     idle: float
     logprobs: tuple[TokenLogprobs, ...] = ()
     reused: int = 0
+    block: tuple[LookedUp, ...] = ()
+    extra_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True)

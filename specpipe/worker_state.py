@@ -64,7 +64,7 @@ class WorkerState:
 
     @property
     def guesses_freely(self) -> bool:
-        """Whether some of a draft's guesses cost it no pass of a model."""
+        """Whether some of its guesses cost it no pass of a model."""
         return bool({"ngram", "past"} & set(self.sources))
 
     @property

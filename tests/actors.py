@@ -9,7 +9,16 @@ from specpipe.drafting.drafter import Sources
 from specpipe.messages import Message
 from specpipe.metrics import Source
 from specpipe.models.slots import Slots
-from specpipe.worker_messages import Block, Commit, Extend, FromWorker, Proceed, Ready, Role
+from specpipe.worker_messages import (
+    Block,
+    Commit,
+    Extend,
+    FromWorker,
+    Proceed,
+    Ready,
+    Role,
+    Verdict,
+)
 from specpipe.workers.draft import Draft
 from specpipe.workers.target import Target
 from tests import promises
@@ -166,7 +175,24 @@ class TargetActor(Actor):
 
     def __init__(self, world: "World", incarnation: int, model: ToyModel) -> None:
         super().__init__(world, incarnation, model)
-        self.target = Target(model, incarnation, clock=lambda: world.now)
+        sources = self._sources()
+        self.target = Target(model, incarnation, sources=sources, clock=lambda: world.now)
+
+    def _source_names(self) -> tuple[Source, ...]:
+        sources = self._sources()
+        return sources.names if sources else ()
+
+    def _sources(self) -> Sources | None:
+        world = self.world
+        if not world.target_looks_up:
+            return None
+        return Sources(
+            None,
+            lookup=True,
+            remember=world.remember,
+            context_length=self.model.context_length,
+            clock=lambda: world.now,
+        )
 
     @property
     def slots(self) -> Slots | None:
@@ -188,4 +214,6 @@ class TargetActor(Actor):
             if isinstance(message, Extend | Proceed) and message.request in known:
                 promises.check_laws(self, message)
             for answer in self.target.handle(message):
+                if isinstance(answer, Verdict):
+                    promises.check_looked_up(self, answer)
                 self.world.send_up(self, answer)

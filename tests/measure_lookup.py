@@ -22,15 +22,14 @@ def main() -> None:
     for length in LENGTHS:
         tokens = text(length + 1000)
         ngrams = NGrams(length + 1000, Experience())
-        ngrams.find(tokens[:length])
+        ngrams.follow(tokens[:length])
         times = []
-        for end in range(length, length + 1000):
-            chain = tokens[end - 1 : end]
-            index = ngrams._index
+        for token in tokens[length:]:
             begun = time.perf_counter()
-            index.extend(chain)
-            ngrams._best("ngram", index.matches(4))
+            ngrams.enter(token)
+            ngrams.find()
             times.append(time.perf_counter() - begun)
+        index = ngrams._index
         arrays = [index._tokens, index._prefix]
         arrays += [a for table in index._tables for a in (table.heads, table.earlier)]
         size = sum(array.itemsize * len(array) for array in arrays) / len(index)

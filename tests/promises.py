@@ -9,7 +9,7 @@ from specpipe.pace import DraftState
 from specpipe.sampler import Guess, Sampler
 from specpipe.sampling import GuessLaw
 from specpipe.sequence import SequenceState
-from specpipe.worker_messages import Block, Extend, Proceed
+from specpipe.worker_messages import Block, Extend, Proceed, Verdict
 from specpipe.workers.draft import Draft, _Chain
 from tests.toys import EOS, end_of
 
@@ -177,6 +177,19 @@ def check_laws(actor: "TargetActor", message: Extend | Proceed) -> None:
         assert sent in laws, "the law of another guess"
 
 
+def check_looked_up(actor: "TargetActor", verdict: Verdict) -> None:
+    """The target guesses only where it may, and no further than the answer can get."""
+    world, block = actor.world, verdict.block
+    world.seen["looked up by the target"] += len(block)
+    world.seen["looked up by the target and accepted"] += verdict.accepted if block else 0
+    assert not block or world.target_looks_up, "a target that has nowhere to look"
+    assert len(block) <= world.lookahead, "more than were allowed"
+    submit, held = world.submitted[verdict.request], actor.target._held[verdict.request]
+    longest = min(len(submit.tokens) + submit.max_tokens, world.context["target"]) - 1
+    chain = held.length - verdict.accepted + len(block)
+    assert not block or chain <= longest, "guessed what can never be used"
+
+
 def check_target(world: "World") -> None:
     """The target's cache is the committed prefix, whenever the target rests."""
     actor = world.target
@@ -186,6 +199,10 @@ def check_target(world: "World") -> None:
                 expected = sequence.committed[: sequence.target_length]
                 assert held.tokens[: held.length] == expected, "the target's cache is not committed"
                 assert actor.model.held[held.slot] == held.tokens, "not what the cache holds"
+                if held.drafter and held.drafter._ngrams:
+                    indexed = held.drafter._ngrams._index._tokens.tolist()
+                    assert indexed == expected[: len(indexed)], "looked up in another text"
+                    assert not held.drafter._pending, "guesses whose fate is never learned"
 
 
 def check_end(world: "World") -> None:

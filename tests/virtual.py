@@ -50,6 +50,9 @@ class RandomPolicy(Unlearned):
     def spare(self, rows: int, age: float) -> float:
         return self._ahead.choice((0.0, 0.1, 1.0, 5.0))
 
+    def prices(self, sequences: int) -> tuple[float, ...]:
+        return (self._ahead.choice((0.0, 0.2, 0.6)),) * self._ahead.choice((0, 1, 4, 16))
+
     def decide(self, situation: Situation) -> Decision:
         rng = self._rng
         most = min(len(situation.confidences), situation.largest_block)
@@ -68,6 +71,7 @@ class World:
         clean: no faults at all: then no timer fires and no draft is resynchronised.
         loss_chance: of a commit; no transport of ours loses any, but the protocol survives it.
         policy: the kind of rule that decides.
+        target_looks_up: there is no draft, and the target makes guesses itself.
         seen: counts of what happened, to show that the schedules reach it.
     """
 
@@ -121,8 +125,12 @@ class World:
         tokens = sum(self._plan_request(request) for request in range(count))
         each = 3 * self.verify_s * (count + 1) + 4 * self.delay + timeout
         self._bound = (tokens + count) * each + 300
+        self.target_looks_up = random.Random(f"{seed}: looks up").random() < 0.2
         self.target = self._start_target(1)
         self.draft = self._start_draft(1)
+        if self.target_looks_up:
+            self.draft.alive = False
+            self.dead.add("draft")
         if not self.clean:
             self._plan_faults()
 

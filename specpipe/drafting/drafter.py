@@ -27,14 +27,12 @@ from specpipe.metrics import SOURCES, Source
 from specpipe.models.interface import Feed, Interrupted, Logits, SequenceModel
 from specpipe.models.partial_head import spread
 from specpipe.models.slots import Slots, common_length
+from specpipe.pricing import LONGEST_RUN
 from specpipe.sampler import Guess, Sampler
 from specpipe.sampling import GuessLaw, Sampling
 
 DrafterKind = Literal["hybrid", "model", "ngram"]
 """Which sources there are: the two together, or one of them."""
-
-LONGEST_RUN = 16
-"""Most tokens looked up at once, so that messages are not kept waiting."""
 
 _WORTH_A_PASS = 0.05  # the model is run where that raises the chance by so much, on average
 _WORTH_WAITING = 0.1  # the same where no guess is on its way, so that the target would wait for it
@@ -166,13 +164,21 @@ class Drafter:
         """Whether there is a model."""
         return self._model is not None
 
-    def look_up(self, tokens: Sequence[int], room: int, *, may_compute: bool) -> list[Proposal]:
+    def look_up(
+        self,
+        tokens: Sequence[int],
+        room: int,
+        *,
+        may_compute: bool = False,
+        least: float = _NEGLIGIBLE,
+    ) -> list[Proposal]:
         """Guesses for the next positions that take no pass of the model.
 
         Args:
             tokens: the chain.
             room: how many guesses it has room for.
             may_compute: whether the model can be asked instead.
+            least: no guesses are made of less chance to be reached and right.
 
         Returns:
             Nothing where nothing is found, or where asking the model is worth its time.
@@ -181,18 +187,19 @@ class Drafter:
         worth = _WORTH_A_PASS if self._pending else _WORTH_WAITING
         if self._ngrams is None or any(pending.drawn for pending in self._pending.values()):
             return run
-        chain, stops = list(tokens), self.sampling.stop_token_ids
+        stops, most = self.sampling.stop_token_ids, min(room, LONGEST_RUN)
         reached = math.prod(pending.chance for pending in self._pending.values())
-        while len(run) < min(room, LONGEST_RUN):
+        self._ngrams.follow(tokens)
+        while len(run) < most:
             begun = self._sources.clock()
-            found = self._ngrams.find(chain)
-            if found is None or reached * found.chance < _NEGLIGIBLE:
+            found = self._ngrams.find()
+            if found is None or reached * found.chance < max(least, _NEGLIGIBLE):
                 break
             if may_compute and self._sources.gain(found.chance) > worth:
                 break
+            self._pending[len(tokens) + len(run)] = _Pending(found.chance, False, None, found)
             run.append(self._looked_up(found, found.chance, begun))
-            self._pending[len(chain)] = _Pending(found.chance, False, None, found)
-            chain.append(found.token)
+            self._ngrams.enter(found.token)
             reached *= found.chance
             if found.token in stops:
                 break
@@ -229,7 +236,10 @@ class Drafter:
         guess = self._sampler.guess(logits[-1], position, tokens, ids)
         chance = self._sources.calibration.chance(guess.confidence)
         self._sources.chances.append(chance)
-        found = None if self._ngrams is None else self._ngrams.find(tokens)
+        found = None
+        if self._ngrams is not None:
+            self._ngrams.follow(tokens)
+            found = self._ngrams.find()
         said = (guess.token, guess.confidence)
         takes_found, chance = self._weigh(guess, chance, found)
         if found and takes_found:

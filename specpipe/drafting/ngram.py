@@ -66,12 +66,16 @@ class NGrams:
         self._experience = experience
         self._past = past
 
-    def find(self, tokens: Sequence[int]) -> Finding | None:
-        """The likelier of what the two say comes after `tokens`, the chain; None if neither knows.
-
-        Only what was added to the chain since the last call is read.
-        """
+    def follow(self, tokens: Sequence[int]) -> None:
+        """Read what was added to the chain, of which these are all tokens, since the last call."""
         self._index.extend(tokens[len(self._index) :])
+
+    def enter(self, token: int) -> None:
+        """The chain has this token more."""
+        self._index.extend((token,))
+
+    def find(self) -> Finding | None:
+        """The likelier of what the two say comes after the chain; None if neither knows."""
         own = self._best("ngram", self._index.matches(_PLACES))
         past = None
         if self._past is not None:

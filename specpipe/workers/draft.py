@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from specpipe.drafting.drafter import LONGEST_RUN, Drafter, Proposal, Sources
+from specpipe.drafting.drafter import Drafter, Proposal, Sources
 from specpipe.exhaustion import failure
 from specpipe.messages import Message
 from specpipe.metrics import Source
 from specpipe.models.interface import Logits
+from specpipe.pricing import LONGEST_RUN
 from specpipe.reading import reading_part
 from specpipe.worker_messages import (
     Block,

@@ -5,7 +5,8 @@ missing and the block, the rows give the target's law at each block position and
 cache is cut back to what was accepted. Extends of several requests can share a forward pass. A
 Proceed is the next Extend as far as it could be said before the answer to the one before.
 
-This module does not know where blocks come from, nor what a draft is.
+Where no draft follows, a target may look up blocks for itself: it goes on with a guess at once, and
+nobody's word is waited for. What it can expect of a guess it knows; the price of a row is told.
 """
 
 import time
@@ -13,11 +14,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from specpipe.acceptance import judge
+from specpipe.drafting.drafter import Drafter, Proposal, Sources
 from specpipe.errors import ProtocolError
 from specpipe.exhaustion import failure
+from specpipe.logs import log_of
 from specpipe.messages import Message
+from specpipe.metrics import Source
 from specpipe.models.interface import Feed, Logits, SequenceModel
 from specpipe.models.slots import Slots, common_length
+from specpipe.pricing import worth_their_prices
 from specpipe.sampler import Sampler, logprobs_of
 from specpipe.worker_messages import (
     Close,
@@ -25,10 +30,13 @@ from specpipe.worker_messages import (
     Extend,
     Failed,
     FromWorker,
+    LookedUp,
     Proceed,
     Progress,
     Verdict,
 )
+
+_log = log_of("target")
 
 
 @dataclass(slots=True)
@@ -42,11 +50,13 @@ class _Held:
         length: how many are the request's own.
         latest: the position and token that followed the latest block, and whether this stood as a
             whole.
+        drafter: where guesses are looked up, if they are.
     """
 
     slot: int
     sampler: Sampler
     tokens: list[int]
+    drafter: Drafter | None
     length: int = 0
     latest: tuple[int, int, bool] | None = None
 
@@ -58,6 +68,7 @@ class _Work:
     Attributes:
         message: the Extend.
         held: its request's place.
+        block: the guesses at its end that were looked up.
         rows: how many rows of logits it takes.
         reused: how many of its tokens need not be fed.
         logits: the rows, once they are computed.
@@ -66,6 +77,7 @@ class _Work:
 
     message: Extend
     held: _Held
+    block: Sequence[Proposal]
     rows: int
     reused: int
     logits: Logits | None = None
@@ -83,6 +95,7 @@ class Target:
     Args:
         model: decides.
         incarnation: of this worker; goes into every message.
+        sources: where it may look up guesses itself.
         clock: monotonic seconds.
 
     Raises:
@@ -94,6 +107,7 @@ class Target:
         model: SequenceModel,
         incarnation: int,
         *,
+        sources: Sources | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if model.output_ids is not None:
@@ -101,9 +115,15 @@ class Target:
         self._model = model
         self._slots = Slots(model)
         self._incarnation = incarnation
+        self._sources = sources
         self._clock = clock
         self._held: dict[int, _Held] = {}
         self._gathered: list[Extend | Proceed] = []
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where guesses of its own come from."""
+        return self._sources.names if self._sources else ()
 
     def in_order(self, messages: Sequence[Message]) -> list[Message]:
         """These, which came together, as they are to be handled: a request that ends ends first.
@@ -130,47 +150,75 @@ class Target:
                 return self._pass(extends, idle)
             case Close(request):
                 if held := self._held.pop(request, None):
+                    if held.drafter:
+                        held.drafter.close(held.tokens, held.length)
                     self._slots.give_back(held.slot, held.tokens)
                 return [Closed("target", request, self._incarnation)]
         return []
 
     def _pass(self, messages: Sequence[Extend | Proceed], idle: float) -> list[FromWorker]:
         """Do the work of several of these in one forward pass, and answer each."""
-        begun, works = self._clock(), list[_Work]()
-        answers: list[FromWorker] = []
-        for extend in filter(None, map(self._settled, messages)):
+        works, answers = list[_Work](), list[FromWorker]()
+        for message in messages:
             try:
-                works.append(self._prepare(extend))
+                if work := self._prepare(message):
+                    works.append(work)
             except Exception as error:  # one request's trouble must not end the others'
-                answers.append(self._failed(extend, error))
+                answers.append(self._failed(message, error))
+        begun, extra_rows = self._clock(), sum(len(work.block) for work in works)
         self._compute([work for work in works if work.fed])
         for work in works:
             try:
                 if work.error:
                     raise work.error
-                answers.append(self._answer(work, begun, idle))
+                answers.append(self._answer(work, begun, idle, extra_rows))
             except Exception as error:
                 answers.append(self._failed(work.message, error))
         return answers
 
+    def _prepare(self, message: Extend | Proceed) -> _Work | None:
+        """What is to be done; nothing where there is nothing to go on from, or no need to."""
+        extend, block = self._settled(message), list[Proposal]()
+        if extend is None:
+            return None
+        held = self._hold(extend)
+        if isinstance(message, Proceed) and len(extend.tokens) == 1:
+            block = self._look_up(held, extend, message)
+            laws = [proposal.guess.law for proposal in block if proposal.guess.law]
+            extend = extend.followed_by([proposal.guess.token for proposal in block], laws)
+        if extend.start != held.length:
+            raise ProtocolError(
+                f"tokens for position {extend.start}, but the cache holds {held.length}"
+            )
+        rows = max(0, extend.start + len(extend.tokens) - extend.verify_from + 1)
+        return _Work(extend, held, block, rows, self._reuse(held, extend, rows))
+
     def _settled(self, message: Extend | Proceed) -> Extend | None:
-        """What is to be done; nothing if there is nothing to go on from, since that failed."""
+        """What is asked for; nothing where what came before failed, or the text is whole."""
         if isinstance(message, Extend):
             return message
         held = self._held.get(message.request)
         if held is None or held.latest is None:
             return None
         position, token, whole = held.latest
+        if position >= message.limit > 0:
+            return None
         return message.after(position, token, whole=whole)
 
-    def _prepare(self, message: Extend) -> _Work:
-        held = self._hold(message)
-        if message.start != held.length:
-            raise ProtocolError(
-                f"tokens for position {message.start}, but the cache holds {held.length}"
-            )
-        rows = max(0, message.start + len(message.tokens) - message.verify_from + 1)
-        return _Work(message, held, rows, self._reuse(held, message, rows))
+    def _look_up(self, held: _Held, extend: Extend, message: Proceed) -> list[Proposal]:
+        """The guesses that are worth their prices; their want of it must not end a request."""
+        if not (held.drafter and message.prices):
+            return []
+        try:
+            chain = [*held.tokens[: held.length], *extend.tokens]
+            room = min(message.limit - len(chain), len(message.prices))
+            found = held.drafter.look_up(chain, room, least=min(message.prices))
+        except Exception:
+            _log.exception("look-ups are given up", extra={"request": message.request})
+            held.drafter = None
+            return []
+        chances = [proposal.guess.confidence for proposal in found]
+        return found[: worth_their_prices(chances, message.prices)]
 
     def _compute(self, works: Sequence[_Work]) -> None:
         """The forward pass; where it fails, one for each, so that only the culprit fails."""
@@ -192,7 +240,9 @@ class Target:
             work.logits = logits
             work.held.tokens += work.fed
 
-    def _answer(self, work: _Work, begun: float, idle: float) -> Verdict | Progress:
+    def _answer(
+        self, work: _Work, begun: float, idle: float, extra_rows: int
+    ) -> Verdict | Progress:
         message, held, rows = work.message, work.held, work.rows
         request, extend_id = message.request, message.extend_id
         held.length = end = message.start + len(message.tokens)
@@ -208,6 +258,9 @@ class Target:
         held.length = first + accepted
         held.latest = held.length, token, accepted == len(block)
         self._cut(held, held.length)
+        if held.drafter:
+            held.drafter.settle(first, [*block[:accepted], token])
+            held.drafter.truncate(held.length)
         count = held.sampler.sampling.logprobs
         decided = [] if count is None else [*block[:accepted], token]
         return Verdict(
@@ -221,9 +274,14 @@ class Target:
             idle,
             tuple(logprobs_of(row, t, count or 0) for row, t in zip(logits, decided, strict=False)),
             work.reused,
+            tuple(
+                LookedUp(guess.token, guess.confidence, source, made, done)
+                for guess, source, made, done in work.block
+            ),
+            extra_rows,
         )
 
-    def _failed(self, message: Extend, error: Exception) -> Failed:
+    def _failed(self, message: Extend | Proceed, error: Exception) -> Failed:
         if held := self._held.get(message.request):
             held.tokens.clear()  # who knows what is in there
             held.latest = None
@@ -234,7 +292,8 @@ class Target:
             if message.sampling is None:
                 raise ProtocolError("tokens of a request whose beginning never came")
             slot, tokens = self._slots.take(message.tokens)
-            self._held[message.request] = _Held(slot, Sampler(message.sampling), tokens)
+            drafter = self._sources.open(message.sampling) if self._sources else None
+            self._held[message.request] = _Held(slot, Sampler(message.sampling), tokens, drafter)
         return self._held[message.request]
 
     def _reuse(self, held: _Held, message: Extend, rows: int) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from specpipe import sampler as sampler_module
+from specpipe import sequence as sequence_module
 from specpipe.coordinator import Coordinator
 from specpipe.dispatch import TakeAll
 from specpipe.drafting import drafter as drafter_module
@@ -71,6 +72,7 @@ def test_schedules_reach_everything() -> None:
         *("exhausted: limit", "exhausted: context", "exhausted: stop"),
         *("end guessed", "end guessed and ignored", "exhausted: nothing", "Computing"),
         *("guess of model", "guess of ngram", "guess of past"),
+        *("looked up by the target", "looked up by the target and accepted"),
         *(f"{policy}: accepted" for policy in ("serial", "pearl", "take_all", "elastic", "random")),
         *("stop", "length", "abort", "error", "rollbacks", "accepted", "stale_blocks", "dropped"),
         *("cached_tokens", "two passes"),
@@ -322,9 +324,26 @@ def _rows_swapped(compute: Any, target: Target, works: Sequence[Any]) -> None:
         work.logits = logits
 
 
-def _laws_swapped(send: Any, *args: Any, **more: Any) -> Extend | Proceed:
-    message: Extend | Proceed = send(*args, **more)
-    return replace(message, laws=message.laws[::-1])
+def _laws_swapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = sequence_module.laws_of
+    monkeypatch.setattr(sequence_module, "laws_of", lambda block: original(block)[::-1])
+
+
+def _laws_forgotten(followed_by: Any, extend: Extend, guesses: Any, laws: Any = ()) -> Extend:
+    """The target's own guesses under the rejection rule."""
+    message: Extend = followed_by(extend, guesses)
+    return message
+
+
+def _boundless(look_up: Any, target: Target, held: Any, extend: Any, message: Proceed) -> Any:
+    """The target guesses past the end."""
+    return look_up(target, held, extend, replace(message, limit=10**6))
+
+
+def _untold(answer: Any, *args: Any) -> Any:
+    """The target keeps to itself what it guessed."""
+    message = answer(*args)
+    return replace(message, block=()) if isinstance(message, Verdict) else message
 
 
 def _taken_for_alike(module: ModuleType) -> Patch:
@@ -359,7 +378,10 @@ PLANTED: dict[str, Patch] = {
     "penalties miss the block": wrapped(Target, "handle", _sees_committed_only),
     "stop texts end with the verdict": wrapped(StopRule, "cut", _forgetful_stop),
     "rows of other sequences": wrapped(Target, "_compute", _rows_swapped),
-    "laws of other guesses": wrapped(SequenceState, "_send", _laws_swapped),
+    "laws of other guesses": _laws_swapped,
+    "laws of the target's own guesses": wrapped(Extend, "followed_by", _laws_forgotten),
+    "the target guesses past the end": wrapped(Target, "_look_up", _boundless),
+    "the target's guesses are not told": wrapped(Target, "_answer", _untold),
     "waits again after a timer": wrapped(Coordinator, "_on_timer", _patient),
     "limit told with new tokens only": wrapped(SequenceState, "news", _never_resumed),
 }

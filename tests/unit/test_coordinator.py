@@ -13,7 +13,7 @@ from specpipe.pace import DraftState
 from specpipe.policy import Decision, Policy, Situation, Verified
 from specpipe.sampling import GuessLaw
 from specpipe.sequence import MOST_LOSSES
-from specpipe.step import Drafted
+from specpipe.step import Drafted, Terms
 from specpipe.worker_messages import (
     Block,
     Close,
@@ -599,7 +599,7 @@ def test_guesses_of_a_model_that_is_done_are_not_the_targets_own_speed(
     sequence = desk.sequence
     sequence.steps, sequence.waiting = [], [Drafted(1, 0.5, source, 0.0, 0.0, 0)]
     made = Pass(1, 2, reads=False, queued=False, begun=0.0)
-    sequence.verify(9, 1, made, rests=True)
+    sequence.verify(9, 1, made, Terms(), rests=True, more=False)
     assert sequence.steps[0].alone is alone
 
 

@@ -73,7 +73,8 @@ def test_a_run_ends_where_it_is_hardly_ever_reached() -> None:
 def test_what_followed_most_of_the_places_is_guessed() -> None:
     """The latest place alone is right less often."""
     ngrams = NGrams(100, Experience())
-    found = ngrams.find([9, 1, 2, 5, 1, 2, 5, 1, 2, 6, 1, 2])
+    ngrams.follow([9, 1, 2, 5, 1, 2, 5, 1, 2, 6, 1, 2])
+    found = ngrams.find()
     assert found is not None
     assert found.token == 5
     assert found.evidence == Evidence("ngram", 1, 3, 2)
@@ -116,7 +117,9 @@ def test_of_the_text_itself_and_the_past_the_likelier_counts() -> None:
     """A single word found in the text itself must not hide a long match elsewhere."""
     past = PastOutputs(100)
     past.remember([1, 2, 3, 4, 5, 6, 7])
-    found = NGrams(100, Experience(), past).find([6, 9, 2, 3, 4, 5, 6])
+    ngrams = NGrams(100, Experience(), past)
+    ngrams.follow([6, 9, 2, 3, 4, 5, 6])
+    found = ngrams.find()
     assert found is not None
     assert (found.token, found.evidence.source) == (7, "past")
 
