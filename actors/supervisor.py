@@ -231,8 +231,9 @@ class Supervisor:
     def _start(self, role: Role, incarnation: int, host: Any) -> None:
         address, keys = self._attach(role, incarnation)
         files = self._files(role)
-        guesses = role == "draft" or self._layout.target_looks_up
-        draft = self._config.draft if guesses else None
+        draft = self._config.draft
+        if role == "target" and draft and draft.drafter == "model":
+            draft = None
         spec = WorkerSpec(
             role=role,
             incarnation=incarnation,

@@ -17,6 +17,7 @@ from specpipe.pace import DraftState
 from specpipe.policy import Observer, Policy
 from specpipe.scheduler import Scheduler
 from specpipe.sequence import MOST_LOSSES, BlockFate, SequenceState
+from specpipe.step import Drafted
 from specpipe.stopping import FinishReason, StopRule
 from specpipe.worker_messages import (
     MAX_TEXT,
@@ -274,21 +275,20 @@ class Coordinator:
         sequence = self._answered(event)
         if sequence is None:
             return
-        if not sequence.in_flight:
-            sequence.take_looked_up(event.block)
-        if event.accepted > len(sequence.in_flight):
-            cause = f"the target accepted {event.accepted} of {len(sequence.in_flight)} tokens"
+        block = sequence.judged_block(event)
+        if event.accepted > len(block):
+            cause = f"the target accepted {event.accepted} of {len(block)} tokens"
             self._finish(sequence, "error", cause)
             return
-        decided = decide(sequence, event, self._left(sequence))
-        self._observation.verdict(sequence, event, self._now)
+        decided = decide(sequence, event, block, self._left(sequence))
+        self._observation.verdict(sequence, event, block, self._now)
         sequence.target_length = len(sequence.committed) + event.accepted
-        self._commit(sequence, decided)
+        self._commit(sequence, decided, block if event.block else ())
         sequence.handover = bool(sequence.waiting)
         if decided.reason:
             self._finish(sequence, decided.reason)
 
-    def _commit(self, sequence: SequenceState, decided: Decided) -> None:
+    def _commit(self, sequence: SequenceState, decided: Decided, own: Sequence[Drafted]) -> None:
         """Make tokens final: commits and rollbacks alike.
 
         The draft hears of it once it is decided how far it may go on.
@@ -299,7 +299,7 @@ class Coordinator:
         metrics.completion_tokens += len(tokens)
         if metrics.first_token is None:
             metrics.first_token = self._now
-        judged, contradicts = sequence.commit(tokens, self._now)
+        judged, contradicts = sequence.commit(tokens, self._now, own)
         self._observation.judged(judged)
         self._commands.append(
             Tokens(sequence.request, start, tuple(tokens), origins, contradicts, logprobs)
@@ -340,7 +340,7 @@ class Coordinator:
     ) -> SequenceState | None:
         """The sequence that a message of today's draft is about."""
         sequence = self._current("draft", event)
-        return sequence if sequence and sequence.followed else None
+        return sequence if sequence and sequence.draft.follows else None
 
     def _answered(self, event: Verdict | Progress) -> SequenceState | None:
         """The sequence whose extend this answers; anything else is late or doubled."""

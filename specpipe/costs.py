@@ -101,8 +101,10 @@ class Rate:
 class PassTimes:
     """Seconds from sending a block to its verdict, by the number of drafted tokens in it.
 
-    A size's own mean is drawn to the straight line through all. Sizes never tried lie on that line,
-    which is flat until two sizes were tried: so larger blocks are tried before they are condemned.
+    A size's own mean is drawn to the straight line through all, the more, the longer ago it was
+    tried. Sizes never tried lie on that line, which is flat until two sizes were tried, and becomes
+    flat again where hardly any other is: so larger blocks are tried before they are condemned, and
+    one that something else held up is not condemned for ever.
 
     Attributes:
         spread: mean square of the deviation from the size's own mean, relative to it.
@@ -110,9 +112,12 @@ class PassTimes:
 
     _KEEP = 0.99
     _KEEP_LINE = 0.998
+    _FLAT = 0.02  # a variance of sizes that says little of what they cost
 
     def __init__(self) -> None:
         self._by_count: dict[int, Duration] = {}
+        self._notes = 0
+        self._tried: dict[int, int] = {}  # how many were noted when a size was tried last
         self._line = [Average(self._KEEP_LINE) for _ in range(4)]  # means of m, t, m m, m t
         self.spread = Average(self._KEEP_LINE)
 
@@ -124,6 +129,8 @@ class PassTimes:
     def note(self, count: int, seconds: float) -> None:
         """Learn from one pass."""
         seconds = max(seconds, _LEAST_S)
+        self._notes += 1
+        self._tried[count] = self._notes
         own = self._by_count.setdefault(count, Duration(self._KEEP))
         own.add(seconds)
         if own.spread.weight:
@@ -137,13 +144,14 @@ class PassTimes:
         """Seconds for 0 to `most` drafted tokens; never falling."""
         m, t, mm, mt = (mean.value for mean in self._line)
         spread = mm - m * m
-        slope = max(0.0, (mt - m * t) / spread) if spread > 1e-9 else 0.0
+        slope = max(0.0, (mt - m * t) / (spread + self._FLAT)) if spread > 1e-9 else 0.0
         times, longest = [], 0.0
         for count in range(most + 1):
             line = max(_LEAST_PART * t, t + slope * (count - m))
             if count in self._by_count:
-                own = self._by_count[count].mean
-                line = (own.value * own.weight + line * _SHRINKAGE) / (own.weight + _SHRINKAGE)
+                own, age = self._by_count[count].mean, self._notes - self._tried[count]
+                weight = own.weight * self._KEEP**age
+                line = (own.value * weight + line * _SHRINKAGE) / (weight + _SHRINKAGE)
             longest = max(longest, line)
             times.append(longest)
         return tuple(times)
@@ -191,7 +199,7 @@ class Costs:
             self.alone.note(verification.guesses, verification.seconds)
             self._alone_waits.add(verification.waited)
             self.alone_rate.add(tokens, seconds)
-        else:
+        elif not verification.reading:  # the model has brought nothing yet
             self.working_rate.add(tokens, seconds)
             if self.alone.seen:
                 free = verification.free

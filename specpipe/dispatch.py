@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from specpipe.elastic import Elastic
 from specpipe.errors import UserError
+from specpipe.pace import DraftState
 from specpipe.policy import Decision, Judged, Policy, Situation, Verified
 from specpipe.pricing import LONGEST_RUN
 
@@ -51,9 +52,9 @@ class Unlearned:
         """See Policy."""
         return 0.0
 
-    def prices(self, sequences: int) -> tuple[float, ...]:
+    def prices(self, sequences: int, draft: DraftState) -> tuple[float, ...]:
         """See Policy."""
-        return _FREE
+        return () if draft.follows else _FREE
 
 
 class TakeAll(Unlearned):
@@ -84,9 +85,9 @@ class Serial(Unlearned):
             return Decision(None, missing)
         return Decision(min(waiting, self._draft_length), 0)
 
-    def prices(self, sequences: int) -> tuple[float, ...]:
+    def prices(self, sequences: int, draft: DraftState) -> tuple[float, ...]:
         """See Policy."""
-        return _FREE[: self._draft_length]
+        return () if draft.follows else _FREE[: self._draft_length]
 
 
 class Pearl(Unlearned):
@@ -109,9 +110,9 @@ class Pearl(Unlearned):
             return Decision(None, missing)
         return Decision(waiting, self._draft_length)
 
-    def prices(self, sequences: int) -> tuple[float, ...]:
+    def prices(self, sequences: int, draft: DraftState) -> tuple[float, ...]:
         """See Policy."""
-        return _FREE[: self._draft_length]
+        return () if draft.follows else _FREE[: self._draft_length]
 
 
 _WITHOUT_LENGTH: dict[str, Callable[[], Policy]] = {"elastic": Elastic, "take_all": TakeAll}

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 
 from specpipe.awaiting import Awaiting
 from specpipe.costs import Costs
+from specpipe.pace import DraftState
 from specpipe.policy import Decision, Judged, Situation, Verified
 from specpipe.pricing import LONGEST_RUN, prices_of, worth_their_prices
 from specpipe.resting import Resting
@@ -94,6 +95,7 @@ class Elastic:
         self._unlooked = 0
         self._since = 0.0  # seconds of passes since the latest solution
         self._resting = Resting()
+        self._target_guesses = False  # while the model rests
         self._awaiting = Awaiting()
         self._sharing = Sharing(self.costs)
 
@@ -119,7 +121,8 @@ class Elastic:
             return
         self.costs.note_pass(verification)
         self._awaiting.note(verification, self.costs.plain(alone=verification.alone))
-        self._resting.note_pass()
+        if not verification.reading:
+            self._resting.note_pass()
         self._unlooked += 1
         self._since += verification.waited + verification.seconds
 
@@ -166,6 +169,7 @@ class Elastic:
         waiting = min(len(situation.confidences), situation.largest_block)
         chances = self._chances(situation, waiting)
         self._resting.has_free_guesses |= situation.free_guesses
+        self._target_guesses = situation.target_guesses
         if self._resting.now:
             return Decision(self._free_block(chances, situation), 0)
         if self._rule is None:  # no step of a model measured yet: don't wait
@@ -190,7 +194,7 @@ class Elastic:
         """See Policy."""
         if sequences > 1:
             return self._sharing.runs_ahead
-        if not self._resting.has_free_guesses:
+        if self._target_guesses or not self._resting.has_free_guesses:
             return self._resting.now
         works = self._rule is not None and not self._resting.now
         return not (works or self._awaiting.now)
@@ -199,8 +203,10 @@ class Elastic:
         """See Policy."""
         return self._sharing.spare(rows, age)
 
-    def prices(self, sequences: int) -> tuple[float, ...]:
+    def prices(self, sequences: int, draft: DraftState) -> tuple[float, ...]:
         """See Policy."""
+        if draft is DraftState.OPEN and (sequences > 1 or not self._resting.now):
+            return ()
         return self._sharing.prices(sequences) if sequences > 1 else self._prices(LONGEST_RUN)
 
     def _free_block(self, chances: list[float], situation: Situation) -> int:

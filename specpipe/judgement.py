@@ -6,6 +6,7 @@ from typing import NamedTuple
 from specpipe.messages import Origin
 from specpipe.sampling import TokenLogprobs
 from specpipe.sequence import SequenceState
+from specpipe.step import Drafted
 from specpipe.stopping import FinishReason
 from specpipe.worker_messages import Verdict
 
@@ -19,15 +20,18 @@ class Decided(NamedTuple):
     reason: FinishReason | None
 
 
-def decide(sequence: SequenceState, verdict: Verdict, left: int) -> Decided:
-    """Read the verdict on the block in flight, and count what became of the block.
+def decide(
+    sequence: SequenceState, verdict: Verdict, block: Sequence[Drafted], left: int
+) -> Decided:
+    """Read the verdict on a block, and count what became of that.
 
     Args:
         sequence: whose block it is; only its metrics change.
         verdict: accepts no more tokens than the block has.
+        block: the guesses that were judged.
         left: how many tokens may still be committed.
     """
-    block, accepted, metrics = sequence.in_flight, verdict.accepted, sequence.metrics
+    accepted, metrics = verdict.accepted, sequence.metrics
     metrics.target_forwards += 1
     metrics.cached_tokens += verdict.reused
     if sequence.handover:

@@ -1,10 +1,44 @@
-"""What the coordinator sees of the workers, put into the words of an Observer."""
+"""What the coordinator sees, put into the words of a policy: of a sequence, and of the workers."""
 
 from collections.abc import Sequence
 
-from specpipe.policy import Judged, Observer, Verified
+from specpipe.policy import Judged, Observer, Situation, Verified
 from specpipe.sequence import SequenceState
+from specpipe.step import Drafted
 from specpipe.worker_messages import Block, Verdict
+
+
+def situation(
+    sequence: SequenceState, largest_block: int, now: float, *, draft: bool, target: bool
+) -> Situation:
+    """What a policy may know, when the target can be told what to do next.
+
+    `draft`, `target`: whether it has guesses that take no pass of a model.
+    """
+    waiting, pace, drafting = sequence.waiting, sequence.pace, sequence.drafting
+    return Situation(
+        [guess.confidence for guess in waiting],
+        largest_block,
+        drafting and not sequence.silent and len(waiting) < largest_block,
+        pace.fresh,
+        len(sequence.committed),
+        waiting[0].offset if waiting else sequence.run,
+        now - pace.since if drafting else 0.0,
+        pace.cut_age,
+        _values_hidden(sequence),
+        draft,
+        target,
+        sequence.extend is not None and sequence.extend.judges,
+    )
+
+
+def _values_hidden(sequence: SequenceState) -> bool:
+    """Whether the fate of waiting tokens must not depend on their values: some were drawn.
+
+    A guess that was looked up follows from committed tokens, unless a drawn one precedes it.
+    """
+    drawn = any(d.law is not None and len(d.law.ids) > 1 for d in sequence.waiting)
+    return sequence.sampling.rejects and drawn
 
 
 class Observation:
@@ -33,13 +67,15 @@ class Observation:
                     observer.restarted(seconds, pace.given_up)
         pace.since, pace.cut_age, pace.fresh, pace.known = now, None, False, True
 
-    def verdict(self, sequence: SequenceState, verdict: Verdict, now: float) -> None:
+    def verdict(
+        self, sequence: SequenceState, verdict: Verdict, block: Sequence[Drafted], now: float
+    ) -> None:
         """A verdict came: tell how long it took, unless the target had to read other tokens too."""
-        step = sequence.steps[0]
-        guesses, made = len(step.block), step.made
+        step, guesses = sequence.steps[0], len(block)
+        made = step.made
         if made.reads:
             return
-        by_model = (i for i, guess in enumerate(step.block) if guess.source == "model")
+        by_model = (i for i, guess in enumerate(block) if guess.source == "model")
         verification = Verified(
             sequence.request,
             guesses,
@@ -53,6 +89,7 @@ class Observation:
             made.queued,
             verdict.ended - verdict.begun,
             sequence.awaited,
+            sequence.reading,
         )
         for observer in self._observers:
             observer.verified(verification)

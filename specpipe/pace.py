@@ -14,6 +14,11 @@ class DraftState(Enum):
     OPEN = auto()
     FAILED = auto()  # the draft reported an error for this request: not opened again
 
+    @property
+    def follows(self) -> bool:
+        """Whether it hears of the request's commits."""
+        return self is DraftState.OPENING or self is DraftState.OPEN
+
 
 @dataclass(slots=True)
 class Pace:

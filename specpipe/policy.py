@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from specpipe.pace import DraftState
+
 
 @dataclass(slots=True)
 class Situation:
@@ -29,6 +31,7 @@ class Situation:
             the rejection rule, where a token that is left out because of its own value makes the
             output lossy. A policy then decides from counts and clocks.
         free_guesses: whether guesses may come although the draft's model rests, by looking up.
+        target_guesses: whether the target can make guesses itself, at the policy's prices.
         queued: the target is still judging the block before. The first waiting token stands for the
             one that it will draw itself: it costs no row, and without it the others are not judged.
     """
@@ -43,6 +46,7 @@ class Situation:
     cut_age: float | None = None
     values_hidden: bool = False
     free_guesses: bool = False
+    target_guesses: bool = False
     queued: bool = False
 
 
@@ -96,6 +100,7 @@ class Verified(NamedTuple):
         queued: the target was still at another pass when this one was sent.
         worked: seconds for which the target worked, as it says itself.
         awaited: whether the pass had to wait for the draft's word.
+        reading: whether the draft was still reading the sequence's tokens.
     """
 
     request: int
@@ -110,6 +115,7 @@ class Verified(NamedTuple):
     queued: bool = False
     worked: float = 0.0
     awaited: bool = False
+    reading: bool = False
 
 
 class Observer(Protocol):
@@ -168,8 +174,13 @@ class Policy(Observer, Protocol):
     def spare(self, rows: int, age: float) -> float:
         """Seconds until the next pass should be sent, if one of so many rows is so old."""
 
-    def prices(self, sequences: int) -> tuple[float, ...]:
-        """What each guess more must bring of those that a target makes itself; see Proceed.
+    def prices(self, sequences: int, draft: DraftState) -> tuple[float, ...]:
+        """What each guess more must bring of those that the target makes itself; see Proceed.
 
-        `sequences`: how many are running.
+        Args:
+            sequences: how many are running.
+            draft: whether one follows; it adds nothing while the target makes guesses.
+
+        Returns:
+            Nothing where the target is to make none.
         """

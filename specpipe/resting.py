@@ -79,6 +79,6 @@ class Resting:
         without = costs.without_rate
         if without.passes < _ENOUGH:
             return True
-        early = without.passes < _TRIAL
+        early = without.passes < _TRIAL and not self.due
         least = (without.value or 0.0) * (_CLEARLY if early else 1.0)
         return (costs.working_rate.value or 0.0) >= least

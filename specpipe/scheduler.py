@@ -10,11 +10,11 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
 from specpipe.events import Command, Send, StartTimer
+from specpipe.observation import situation
 from specpipe.pace import DraftState
 from specpipe.policy import Decision, Policy
 from specpipe.reading import reading_part
 from specpipe.sequence import SequenceState
-from specpipe.step import Terms
 from specpipe.worker_messages import Role, ToDraft, ToTarget
 from specpipe.worker_state import Pass, WorkerState
 
@@ -95,7 +95,7 @@ class Scheduler:
             while self._takes_pass and self._begin_pass():
                 pass
             for sequence in self._running.values():
-                if sequence.followed:
+                if sequence.draft.follows:
                     self._inform_draft(sequence)
         return self._commands
 
@@ -117,7 +117,8 @@ class Scheduler:
             self._running[request] = sequence
         for sequence in self._running.values():
             early = self._taking_turns and sequence.behind > 0
-            if sequence.draft is DraftState.ABSENT and draft.free > 0 and not early:
+            idle = bool(self._prices(DraftState.OPEN))  # it would add nothing
+            if sequence.draft is DraftState.ABSENT and draft.free > 0 and not (early or idle):
                 self._commands.append(self.open(sequence))
 
     # -- the target
@@ -137,7 +138,7 @@ class Scheduler:
             return True
         if len(self._passes) > 1:
             return False
-        followed = any(sequence.followed for sequence in self._running.values())
+        followed = any(sequence.draft.follows for sequence in self._running.values())
         if not (followed or self._taking_turns):
             return True
         return self.policy.runs_ahead(len(self._running))
@@ -204,18 +205,18 @@ class Scheduler:
 
         Only the latter are told at once how far their draft goes on: who is ready stays so.
         """
-        free_guesses = self._workers["draft"].guesses_freely
+        for sequence in sequences:
+            sequence.prices = self._prices(sequence.draft)
+        free = {role: worker.guesses_freely for role, worker in self._workers.items()}
         situations = [
-            sequence.situation(
-                sequence.most_guesses(self._context_length), self._now, free_guesses=free_guesses
-            )
-            for sequence in sequences
+            situation(each, each.most_guesses(self._context_length), self._now, **free)
+            for each in sequences
         ]
         blocks, late = [], []
         decisions = self.policy.decide_all(situations, spare) if situations else []
         in_time = spare > 0 or not self._passes
-        for sequence, situation, decision in zip(sequences, situations, decisions, strict=True):
-            kept = in_time and situation.may_wait and self._owes_word(sequence)
+        for sequence, seen, decision in zip(sequences, situations, decisions, strict=True):
+            kept = in_time and seen.may_wait and self._owes_word(sequence)
             if decision.send is None or kept:
                 sequence.pause(decision.ahead)
                 sequence.awaited |= kept
@@ -240,9 +241,9 @@ class Scheduler:
             left -= 1
             made.reads |= sequence.behind > 0
             assert decision.send is not None
-            terms = self._terms(sequence)
+            limit = sequence.longest_chain(self._context_length)
             message = sequence.verify(
-                self._next_id(), decision.send, made, terms, rests=rests, more=left > 0
+                self._next_id(), decision.send, made, rests=rests, more=left > 0, limit=limit
             )
             self._commands.append(self._to("target", message))
         for sequence, count in parts:
@@ -250,11 +251,11 @@ class Scheduler:
             message = sequence.prefill(self._next_id(), count, made, more=left > 0)
             self._commands.append(self._to("target", message))
 
-    def _terms(self, sequence: SequenceState) -> Terms:
-        """On which the target may make guesses of its own, if it does."""
-        looks_up = self._workers["target"].guesses_freely
-        prices = self.policy.prices(len(self._running))[: self._lookahead] if looks_up else ()
-        return Terms(sequence.longest_chain(self._context_length), prices)
+    def _prices(self, draft: DraftState) -> tuple[float, ...]:
+        """At which the target is to make guesses of its own, if it can and the policy wants it."""
+        if not self._workers["target"].guesses_freely:
+            return ()
+        return self.policy.prices(len(self._running), draft)[: self._lookahead]
 
     def _wait(self, sequences: list[SequenceState]) -> None:
         """Let these sequences wait until the draft says something, but not for ever."""
@@ -272,14 +273,16 @@ class Scheduler:
         A draft whose model reads somebody's prompt says it after that.
         """
         draft = self._workers["draft"]
-        if sequence.word_due is None or sequence.waiting or not draft.guesses_freely:
+        if sequence.word_due is None or sequence.waiting or sequence.prices:
+            return False
+        if not draft.guesses_freely:
             return False
         reads = draft.computes and any(each.reading for each in self._running.values())
         return not reads and self.policy.awaits_word(len(self._running))
 
     def _rests(self, sequence: SequenceState) -> bool:
         """Whether no model works for this sequence beside the target, up to the next commit."""
-        if not (sequence.followed and self._workers["draft"].computes):
+        if not (sequence.draft.follows and self._workers["draft"].computes):
             return True
         return self.limits(sequence)[1] <= sequence.chain_length
 
@@ -287,6 +290,8 @@ class Scheduler:
 
     def _inform_draft(self, sequence: SequenceState) -> None:
         """Send the draft what was committed, and how far it may go on."""
+        if sequence.hushed:
+            return
         rested = not sequence.drafting
         commit = sequence.news(self.limits(sequence))
         if commit is not None:

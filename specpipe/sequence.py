@@ -11,11 +11,11 @@ from enum import Enum, auto
 
 from specpipe.metrics import RequestMetrics
 from specpipe.pace import DraftState, Pace
-from specpipe.policy import Judged, Situation
+from specpipe.policy import Judged
 from specpipe.sampling import Sampling
-from specpipe.step import Drafted, Step, Terms, laws_of
+from specpipe.step import Drafted, Step, agreeing, fates, laws_of
 from specpipe.stopping import StopRule
-from specpipe.worker_messages import Block, Commit, Extend, LookedUp, Open, Proceed, Role
+from specpipe.worker_messages import Block, Commit, Extend, Open, Proceed, Role, Verdict
 from specpipe.worker_state import Pass
 
 MOST_LOSSES = 4
@@ -54,6 +54,9 @@ class SequenceState:
         word_due: the serial at which the draft had to begin anew, if it has not said yet what it
             is about; a draft that can guess at no cost does so in a fraction of a millisecond.
         awaited: whether the target was kept waiting for that word since the last verdict.
+        prices: what the target was told of guesses of its own; while it makes some, the draft adds
+            none, and is told of commits once it may again.
+        told: the serial of the latest commit or open that the draft was told of.
         run: how many guesses were taken since the draft last began anew.
         decided: when the latest commit was.
     """
@@ -81,6 +84,8 @@ class SequenceState:
     word_due: int | None = None
     awaited: bool = False
     pause_at: int | None = None
+    prices: tuple[float, ...] = ()
+    told: int = 0
     pace: Pace = field(default_factory=Pace)
     run: int = 0
     decided: float | None = None
@@ -132,9 +137,11 @@ class SequenceState:
         used.
         """
         limit = min(self.longest_chain(context_length), len(self.committed) + lookahead)
-        if self.pause_at is None or self.draft is DraftState.OPENING:
+        if self.draft is DraftState.OPENING:
             return limit, limit
-        return limit, min(limit, self.pause_at)
+        if self.prices:
+            limit = min(limit, self.chain_length)
+        return limit, limit if self.pause_at is None else min(limit, self.pause_at)
 
     @property
     def next_start(self) -> int:
@@ -166,38 +173,14 @@ class SequenceState:
     @property
     def drafting(self) -> bool:
         """Whether the draft is at work, so that another token will come without our doing."""
-        return self.draft is DraftState.OPEN and self.exhausted_at < self.serial
+        may = self.draft is DraftState.OPEN and not self.prices
+        return may and self.exhausted_at < self.serial
 
     @property
-    def followed(self) -> bool:
-        """Whether a draft follows this sequence's commits."""
-        return self.draft is DraftState.OPEN or self.draft is DraftState.OPENING
-
-    def situation(self, largest_block: int, now: float, *, free_guesses: bool) -> Situation:
-        """What a policy may know, when the target can be told what to do next."""
-        waiting, pace = self.waiting, self.pace
-        return Situation(
-            [d.confidence for d in waiting],
-            largest_block,
-            self.drafting and not self.silent and len(waiting) < largest_block,
-            pace.fresh,
-            len(self.committed),
-            waiting[0].offset if waiting else self.run,
-            now - pace.since if self.drafting else 0.0,
-            pace.cut_age,
-            self.values_hidden,
-            free_guesses,
-            self.extend is not None and self.extend.judges,
-        )
-
-    @property
-    def values_hidden(self) -> bool:
-        """Whether the fate of waiting tokens must not depend on their values: some were drawn.
-
-        A guess that was looked up follows from committed tokens, unless a drawn one precedes it.
-        """
-        drawn = any(d.law is not None and len(d.law.ids) > 1 for d in self.waiting)
-        return self.sampling.rejects and drawn
+    def hushed(self) -> bool:
+        """Whether the draft need not be told of commits: it can add nothing, and is not to."""
+        quiet = self.draft is DraftState.OPEN and bool(self.prices)
+        return quiet and self.limits[0] <= len(self.committed) - self.unsent
 
     def pause(self, ahead: int | None) -> None:
         """Let the draft's model rest once it has added so many tokens; None: not by our wish."""
@@ -237,15 +220,21 @@ class SequenceState:
                 self.metrics.of_source(source).drafted += 1
         return BlockFate.TAKEN
 
-    def take_looked_up(self, block: Sequence[LookedUp]) -> None:
-        """The target judges this block of its own."""
-        for offset, made in enumerate(block):
-            self.in_flight.append(Drafted.of(made, offset))
+    def judged_block(self, verdict: Verdict) -> list[Drafted]:
+        """The guesses that a verdict is about: those that were sent, or the target's own."""
+        if not verdict.block:
+            return self.in_flight
+        for made in verdict.block:
             self.metrics.drafting.add(made.begun, made.ended)
             self.metrics.of_source(made.source).drafted += 1
+        return [Drafted.of(made, offset) for offset, made in enumerate(verdict.block)]
 
-    def commit(self, tokens: Sequence[int], now: float) -> tuple[list[Judged], bool]:
+    def commit(
+        self, tokens: Sequence[int], now: float, own: Sequence[Drafted] = ()
+    ) -> tuple[list[Judged], bool]:
         """Make tokens final, drop what they contradict.
+
+        `own`: guesses of the target's own that it judged.
 
         Returns:
             What became of the guesses, and whether some were contradicted.
@@ -258,14 +247,11 @@ class SequenceState:
         self._commit_serials += [self.serial] * len(tokens)
         self.pause_at = None
         self.losses["target"] = 0
-        self.unsent = len(tokens)
-        same = 0
-        while same < min(len(tokens), len(pending)) and tokens[same] == pending[same].token:
-            same += 1
+        self.unsent += len(tokens)
+        same = agreeing(pending, tokens)
         contradicted = same < min(len(tokens), len(pending))
         if contradicted:
             self.fence = self.serial
-            self.metrics.rollbacks += 1
         if same < len(tokens):
             self.run, self.word_due = 0, self.serial
             self.pace.restart(now, resting=resting, fresh=True)
@@ -274,10 +260,10 @@ class SequenceState:
         self._end_step([] if contradicted else pending[len(tokens) :], whole=len(tokens) > sent)
         # Under the rejection rule, being equal to a bonus token is not the same as being accepted.
         telling = sent if self.sampling.rejects else len(pending)
-        judged = [
-            guess.judged(self.request, start + i, i < same if i <= same and i < telling else None)
-            for i, guess in enumerate(pending if contradicted else pending[:same])
-        ]
+        judged = fates(self.request, start, pending, tokens, telling)
+        judged += fates(self.request, start, own, tokens, len(own))
+        contradicted |= agreeing(own, tokens) < min(len(tokens), len(own))
+        self.metrics.rollbacks += contradicted
         return judged, contradicted
 
     def unjudged(self) -> list[Judged]:
@@ -298,40 +284,44 @@ class SequenceState:
                 return None
             self.serial += 1
         self.limits = limits
-        start = len(self.committed) - count
+        start, first = len(self.committed) - count, self.told + 1
+        self.told = self.serial
         tokens = tuple(self.committed[start:])
-        return Commit(self.request, self.serial, self.serial, start, tokens, *limits)
+        return Commit(self.request, first, self.serial, start, tokens, *limits)
 
     def open(self, limits: tuple[int, int]) -> Open:
         """Hand the whole chain to the draft; all blocks made before are stale from here on."""
         self.draft, self.exhausted_at = DraftState.OPENING, -1
         self.serial += 1
-        self.fence = self.serial
+        self.fence = self.told = self.serial
         self.unsent, self.limits, self.run = 0, limits, 0
         self.pace.known, self.word_due = False, self.serial
         tokens, committed = tuple(self.chain()), len(self.committed)
         return Open(self.request, self.serial, tokens, committed, *limits, self.sampling)
 
     def verify(
-        self, extend_id: int, count: int, made: Pass, terms: Terms, *, rests: bool, more: bool
+        self, extend_id: int, count: int, made: Pass, *, rests: bool, more: bool, limit: int
     ) -> Extend | Proceed:
         """Send the first `count` waiting tokens, after whatever the target's cache still lacks.
 
         `made`: the pass that this is for. `rests`: no model of a draft works meanwhile. `more`:
-        another sequence's follows, for the same pass.
+        another sequence's follows, for the same pass. `limit`: see Proceed.
         """
+        queued = self.extend is not None and self.extend.judges
+        if queued and (self.prices or self.steps[0].open_ended):
+            count = 0
         block, self.waiting = self.waiting[:count], self.waiting[count:]
         self.timer = None
         # A pass over guesses of the model is none of a target alone, though the model be done.
         alone = rests and not any(guess.source == "model" for guess in block)
         tokens = self.committed[self.next_start :]
         message: Extend | Proceed
-        if self.extend and self.extend.judges:
+        if queued:
             guesses, laws = tuple(guess.token for guess in block), laws_of(block[1:])
-            message = Proceed(self.request, extend_id, guesses, laws, more, *terms)
+            message = Proceed(self.request, extend_id, guesses, laws, more, limit, self.prices)
         else:
             message = self._extend(extend_id, tokens, block, more=more)
-        self._send(Step(message, block, made, alone))
+        self._send(Step(message, block, made, alone, queued and bool(self.prices)))
         return message
 
     def prefill(self, extend_id: int, count: int, made: Pass, *, more: bool) -> Extend:

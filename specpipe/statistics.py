@@ -321,7 +321,7 @@ def _held(sequence: SequenceState, role: Role) -> int:
     """About how many tokens a worker's cache holds of a sequence."""
     if role == "target":
         return sequence.target_length
-    return sequence.chain_length if sequence.followed else 0
+    return sequence.chain_length if sequence.draft.follows else 0
 
 
 def _sequence(sequence: SequenceState, running: bool, now: float) -> SequenceFigures:

@@ -37,11 +37,27 @@ class Drafted(NamedTuple):
         )
 
 
-class Terms(NamedTuple):
-    """For a target that makes guesses of its own; see Proceed."""
+def agreeing(guesses: Sequence[Drafted], tokens: Sequence[int]) -> int:
+    """How many of the first tokens are what was guessed."""
+    pairs = zip(guesses, tokens, strict=False)
+    return next(
+        (i for i, (g, t) in enumerate(pairs) if g.token != t), min(len(guesses), len(tokens))
+    )
 
-    limit: int = 0
-    prices: tuple[float, ...] = ()
+
+def fates(
+    request: int, start: int, guesses: Sequence[Drafted], tokens: Sequence[int], telling: int
+) -> list[Judged]:
+    """What became of guesses from a position on, now that it is known what stands there.
+
+    Of those behind a wrong one, and behind the first `telling`, nothing is known.
+    """
+    same = agreeing(guesses, tokens)
+    ended = guesses if same < min(len(guesses), len(tokens)) else guesses[:same]
+    return [
+        guess.judged(request, start + i, i < same if i <= same and i < telling else None)
+        for i, guess in enumerate(ended)
+    ]
 
 
 def laws_of(block: Sequence[Drafted]) -> tuple[GuessLaw, ...]:
@@ -58,12 +74,15 @@ class Step:
         block: the guesses in it; a Proceed's first one is for the place of the target's own token.
         made: the pass that it is for.
         alone: whether no model of a draft worked when it was sent, or made any of the guesses.
+        open_ended: whether the target may add guesses of its own, so that none can be told to
+            follow.
     """
 
     message: Extend | Proceed
     block: list[Drafted]
     made: Pass
     alone: bool
+    open_ended: bool = False
 
     def after(self, position: int, token: int, guesses: list[Drafted], *, whole: bool) -> "Step":
         """What it comes to once the step before is answered: `token` was committed at `position`.
@@ -73,4 +92,5 @@ class Step:
         if isinstance(self.message, Extend):
             return self
         message = self.message.after(position, token, whole=whole)
-        return Step(message, guesses[: len(message.judged)], self.made, self.alone)
+        block = guesses[: len(message.judged)]
+        return Step(message, block, self.made, self.alone, self.open_ended)

@@ -123,18 +123,22 @@ def _check_in_step(world: "World", draft: Draft, chain: _Chain, sequence: Sequen
     in_pass = any(other.extend for other in others)  # drafts are told once all of it is over
     if chain.serial != sequence.serial:
         told = world.loss_chance or (sequence.unsent and in_pass)
+        if sequence.hushed and chain.serial == sequence.told:
+            assert draft._rests(chain), "not told of commits, yet at work"
+            world.seen["hushed"] += 1
+            return
         assert told, "the draft misses a commit that is nowhere on its way"
         return
     world.seen["in step"] += 1
     assert chain.tokens == sequence.chain(), "the draft drafts on another chain"
     limits = (chain.limit, chain.rest_at)
     assert limits == sequence.limits, "the draft has other limits"
-    if not in_pass:  # decided anew at each event, so it must be told at once
+    if not (in_pass or sequence.hushed):  # decided anew at each event, so it must be told at once
         wish = world.coordinator._scheduler.limits(sequence)
         assert limits == wish, "the draft has not been told how far it may go on"
     stuck = draft._stuck(chain) is not None
     assert not (sequence.drafting and stuck) or draft._is_to_say_so(chain), "waited for, but stuck"
-    if sequence.draft is DraftState.OPEN and not sequence.drafting:
+    if sequence.draft is DraftState.OPEN and not (sequence.drafting or sequence.prices):
         assert stuck, "drafting, but not waited for"
 
 

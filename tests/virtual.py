@@ -17,6 +17,7 @@ from specpipe.coordinator import Coordinator
 from specpipe.dispatch import Unlearned, make_policy
 from specpipe.events import Event, Send, StartTimer, TimerFired
 from specpipe.messages import Abort, Finish, Gone, Lost, Message, Submit, Tokens, Vocabulary
+from specpipe.pace import DraftState
 from specpipe.policy import Decision, Policy, Situation
 from specpipe.sampling import Sampling
 from specpipe.worker_messages import Commit, Exhausted, FromWorker, Resync, Role
@@ -50,7 +51,9 @@ class RandomPolicy(Unlearned):
     def spare(self, rows: int, age: float) -> float:
         return self._ahead.choice((0.0, 0.1, 1.0, 5.0))
 
-    def prices(self, sequences: int) -> tuple[float, ...]:
+    def prices(self, sequences: int, draft: DraftState) -> tuple[float, ...]:
+        if draft.follows and self._ahead.random() < 0.5:
+            return ()
         return (self._ahead.choice((0.0, 0.2, 0.6)),) * self._ahead.choice((0, 1, 4, 16))
 
     def decide(self, situation: Situation) -> Decision:
@@ -71,7 +74,7 @@ class World:
         clean: no faults at all: then no timer fires and no draft is resynchronised.
         loss_chance: of a commit; no transport of ours loses any, but the protocol survives it.
         policy: the kind of rule that decides.
-        target_looks_up: there is no draft, and the target makes guesses itself.
+        target_looks_up: the target can make guesses itself; `undrafted`: and there is no draft.
         seen: counts of what happened, to show that the schedules reach it.
     """
 
@@ -125,10 +128,11 @@ class World:
         tokens = sum(self._plan_request(request) for request in range(count))
         each = 3 * self.verify_s * (count + 1) + 4 * self.delay + timeout
         self._bound = (tokens + count) * each + 300
-        self.target_looks_up = random.Random(f"{seed}: looks up").random() < 0.2
+        looks_up = random.Random(f"{seed}: looks up").random()
+        self.target_looks_up, self.undrafted = looks_up < 0.3, looks_up < 0.15
         self.target = self._start_target(1)
         self.draft = self._start_draft(1)
-        if self.target_looks_up:
+        if self.undrafted:
             self.draft.alive = False
             self.dead.add("draft")
         if not self.clean:

@@ -9,11 +9,12 @@ from specpipe.dispatch import Serial, TakeAll, Unlearned
 from specpipe.events import Command, Event, Send, StartTimer, TimerFired
 from specpipe.messages import Abort, Finish, Gone, Lost, Submit, Tokens
 from specpipe.metrics import Source
+from specpipe.observation import situation
 from specpipe.pace import DraftState
 from specpipe.policy import Decision, Policy, Situation, Verified
 from specpipe.sampling import GuessLaw
 from specpipe.sequence import MOST_LOSSES
-from specpipe.step import Drafted, Terms
+from specpipe.step import Drafted
 from specpipe.worker_messages import (
     Block,
     Close,
@@ -599,7 +600,7 @@ def test_guesses_of_a_model_that_is_done_are_not_the_targets_own_speed(
     sequence = desk.sequence
     sequence.steps, sequence.waiting = [], [Drafted(1, 0.5, source, 0.0, 0.0, 0)]
     made = Pass(1, 2, reads=False, queued=False, begun=0.0)
-    sequence.verify(9, 1, made, Terms(), rests=True, more=False)
+    sequence.verify(9, 1, made, rests=True, more=False, limit=0)
     assert sequence.steps[0].alone is alone
 
 
@@ -637,4 +638,5 @@ def test_values_are_hidden_where_they_are_up_to_chance(
     desk.tell(Opened(0, 1))
     times, laws = (0.0,) * 2, tuple(waiting)
     desk.tell(Block(0, 1, 1, 3, (1, 2), (0.5,) * 2, ("ngram", "model"), times, times, laws))
-    assert desk.sequence.values_hidden is hidden
+    seen = situation(desk.sequence, 9, 0.0, draft=True, target=False)
+    assert seen.values_hidden is hidden
