@@ -22,7 +22,15 @@ from typing import Any, Literal, TextIO, get_args
 from specpipe.events import Command, Event, Send
 from specpipe.messages import Finish, Gone, Lost, Submit, Tokens, Vocabulary
 from specpipe.outstanding import Outstanding
-from specpipe.worker_messages import Block, Exhausted, Extend, Proceed, Progress, Verdict
+from specpipe.worker_messages import (
+    Block,
+    Exhausted,
+    Extend,
+    LookedUp,
+    Proceed,
+    Progress,
+    Verdict,
+)
 
 Row = Literal["draft", "target", "coordinator"]
 ROWS: tuple[Row, ...] = get_args(Row)
@@ -109,17 +117,20 @@ class Tracer:
         earlier = len(block.begun) - len(block.tokens)
         for begun, ended in zip(block.begun[:earlier], block.ended, strict=False):
             self._slice("draft", "read", begun, ended, {"request": request})
-        stretches = zip(block.begun[earlier:], block.ended[earlier:], strict=True)
-        for i, (begun, ended) in enumerate(stretches):
-            position = block.start + i
-            guessed[position] = begun
-            arguments = {
-                "request": request,
-                "position": position,
-                "text": self._text(block.tokens[i : i + 1]),
-                "confidence": round(block.confidences[i], 4),
-            }
-            self._slice("draft", block.sources[i], begun, ended, arguments)
+        for i, token in enumerate(block.tokens):
+            begun, ended = block.begun[earlier + i], block.ended[earlier + i]
+            made = LookedUp(token, block.confidences[i], block.sources[i], begun, ended)
+            guessed[block.start + i] = begun
+            self._note_guess(request, block.start + i, made)
+
+    def _note_guess(self, request: int, position: int, made: LookedUp) -> None:
+        arguments = {
+            "request": request,
+            "position": position,
+            "text": self._text((made.token,)),
+            "confidence": round(made.confidence, 4),
+        }
+        self._slice("draft", made.source, made.begun, made.ended, arguments)
 
     def _note_progress(self, progress: Progress) -> None:
         if extend := self._outstanding.answered(progress):
@@ -135,6 +146,9 @@ class Tracer:
             return
         self._judged[verdict.request] = extend
         end, block = extend.start + len(extend.tokens), len(extend.judged)
+        for i, made in enumerate(verdict.block):
+            self._guessed[verdict.request][extend.verify_from + i] = made.begun
+            self._note_guess(verdict.request, extend.verify_from + i, made)
         arguments = {
             "request": verdict.request,
             "position": extend.verify_from,

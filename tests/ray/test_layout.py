@@ -37,6 +37,27 @@ def test_the_coordinator_has_the_cores_of_the_models_here(
     assert found.hub_cores == cores
 
 
+@pytest.mark.parametrize(
+    ("draft", "computes", "apart", "expected"),
+    [
+        (TARGET, False, False, True),
+        (DRAFT, False, False, False),
+        (TARGET, False, True, False),
+        (DRAFT, True, False, False),
+        (None, False, False, False),
+    ],
+    ids=["on its cores", "on others", "on another node", "with a model", "no draft"],
+)
+def test_look_ups_without_a_model_are_made_where_the_target_is(
+    draft: Device | None, computes: bool, apart: bool, expected: bool
+) -> None:
+    """In an actor of their own they would be a millisecond away from each pass."""
+    sites = {"draft": THERE if apart else HERE, "target": HERE}
+    found = Layout(sites, Placement(draft, TARGET, apart), computes, AUTO)
+    assert found.target_looks_up is expected
+    assert ("draft" in found.roles) is (draft is not None and not expected)
+
+
 @pytest.mark.parametrize("device", ["cuda:0", "cpu:x"])
 def test_a_device_that_the_coordinator_can_not_have_is_refused(device: str) -> None:
     with pytest.raises(UserError, match=device):

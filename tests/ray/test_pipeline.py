@@ -96,9 +96,8 @@ def test_look_ups_alone_need_no_model_and_change_nothing(reference, smollm2):
     """A draft model loaded all the same takes a core and a gigabyte, and nobody sees it."""
     config = Config().override(models_dir=str(smollm2.folder.parent), draft={"drafter": "ngram"})
     with Pipeline.launch(config) as pipeline:
-        draft, target = pipeline.workers["draft"], pipeline.workers["target"]
-        assert draft.sources == ("ngram",)
-        assert (draft.device, draft.cores) == (target.device, target.cores)
+        assert pipeline.workers.keys() == {"target"}
+        assert pipeline.workers["target"].sources == ("ngram",)
         for params in (GREEDY, ALL):
             completions = pipeline.generate(prompts(1), params)
             assert [content(c) for c in completions] == reference[params][: params.n]

@@ -6,7 +6,7 @@ import pytest
 
 from specpipe.clock import RemoteClock
 from specpipe.messages import Ping, Pong
-from specpipe.worker_messages import Block, Closed, Progress, Verdict
+from specpipe.worker_messages import Block, Closed, LookedUp, Progress, Verdict
 
 
 class Worker:
@@ -51,8 +51,10 @@ def test_it_asks_at_once_and_then_now_and_then() -> None:
 def test_all_times_are_converted_and_nothing_else_is() -> None:
     clock = RemoteClock()
     clock.hear(Pong(10.0, 1000.0), 10.0)
-    verdict = Verdict(1, 2, 3, 4, 5, 1001.0, 1002.0, 0.25)
-    assert clock.converted(verdict) == Verdict(1, 2, 3, 4, 5, 11.0, 12.0, 0.25)
+    guesses = [LookedUp(9, 0.5, "ngram", at, at + 0.5) for at in (1000.0, 10.0)]
+    verdict = Verdict(1, 2, 3, 1, 5, 1001.0, 1002.0, 0.25, block=(guesses[0],))
+    shifted_verdict = Verdict(1, 2, 3, 1, 5, 11.0, 12.0, 0.25, block=(guesses[1],))
+    assert clock.converted(verdict) == shifted_verdict
     assert clock.converted(Progress(1, 2, 3, 4, 1001.0, 1002.0)) == Progress(1, 2, 3, 4, 11.0, 12.0)
     block = Block(1, 2, 3, 4, (5,), (0.5,), ("model",), (1001.0, 1002.0), (1001.5, 1003.0))
     shifted = Block(1, 2, 3, 4, (5,), (0.5,), ("model",), (11.0, 12.0), (11.5, 13.0))

@@ -7,6 +7,7 @@ import pytest
 
 from specpipe.costs import PassTimes
 from specpipe.elastic import Elastic
+from specpipe.pace import DraftState
 from specpipe.policy import Decision, Judged, Situation, Verified
 from specpipe.policy_comparison import Scene, simulate
 from specpipe.semi_markov import Problem, solve
@@ -220,6 +221,52 @@ def test_a_model_that_rests_leaves_look_ups_to_be_sent():
             break
     decision = policy.decide(Situation([0.95] * 3, 50, may_wait=False, free_guesses=True))
     assert decision == Decision(3, 0)
+
+
+def test_the_target_guesses_itself_while_the_model_rests_and_only_then():
+    """Beside a draft at work both would guess the same places; beside one at rest, nobody."""
+    assert Elastic().prices(1, DraftState.OPEN) == ()
+    assert Elastic().prices(1, DraftState.OPENING), "a draft that still reads has no guesses"
+    policy = calibrated(learned(acceptance=0.02, c=1.0, row_cost=0.1))
+    free_passes(policy, 0.1)
+    for _ in range(400):
+        policy.verified(Verified(0, 1, 0, 1.3, alone=False))
+        policy.judged([Judged(0, 0, 0, 0.5, False, 0.0, 0.0)])
+        policy.reflect()
+        if policy._resting.now:
+            break
+    prices = policy.prices(1, DraftState.OPEN)
+    assert prices == policy.prices(1, DraftState.ABSENT)
+    assert all(0 < price < 0.5 for price in prices)
+    assert policy.prices(4, DraftState.OPEN) == (), "of several each pass takes all drafts' guesses"
+
+
+def test_a_pass_beside_a_draft_that_reads_is_no_trial_of_its_model():
+    """It is slow and brings nothing: a trial of such passes would condemn any model."""
+    policy = learned(acceptance=0.5, c=5.0, row_cost=0.1)
+    free_passes(policy, 0.1)
+    rate, left = policy.costs.working_rate.passes, policy._resting._left
+    for _ in range(50):
+        policy.verified(Verified(0, 0, 0, 3.0, alone=False, reading=True))
+    assert policy.costs.working_rate.passes == rate
+    assert policy._resting._left == left
+
+
+def test_a_size_that_was_held_up_once_is_tried_again():
+    """One slow pass at the start, beside others that load, and no guess would ever be sent."""
+    policy = Elastic()
+    policy.verified(Verified(0, 0, 0, 1.0, alone=True))
+    policy.verified(Verified(0, 1, 0, 6.0, alone=True))
+    assert policy.prices(1, DraftState.ABSENT)[0] > 1
+    tried = []
+    for number in range(1000):
+        if policy.prices(1, DraftState.ABSENT)[0] < 0.9:
+            tried.append(number)
+            policy.verified(Verified(0, 1, 1, 1.1, alone=True))
+        else:
+            policy.verified(Verified(0, 0, 0, 1.0, alone=True))
+    assert tried[0] < 300
+    assert len(tried) > 500
 
 
 def hybrid_passes(policy: Elastic, count: int, working_s: float, alone_s: float) -> list[bool]:

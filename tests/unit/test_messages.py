@@ -24,6 +24,7 @@ from specpipe.worker_messages import (
     Commit,
     Exhausted,
     Failed,
+    LookedUp,
     Open,
     Shutdown,
     Verdict,
@@ -89,9 +90,10 @@ def verdicts(draw: st.DrawFn) -> Verdict:
     accepted = draw(st.integers(0, 3))
     count = draw(st.sampled_from((0, accepted + 1)))
     logprobs = [draw(values_of(TokenLogprobs)) for _ in range(count)]
-    return Verdict(
-        1, 2, 3, accepted, 4, 0.0, *draw(st.tuples(*[VALUES[float]] * 2)), tuple(logprobs)
-    )
+    least, most = (accepted, 4) if draw(st.booleans()) else (0, 0)
+    block = draw(st.lists(values_of(LookedUp), min_size=least, max_size=most))
+    times = draw(st.tuples(*[VALUES[float]] * 2))
+    return Verdict(1, 2, 3, accepted, 4, 0.0, *times, tuple(logprobs), block=tuple(block))
 
 
 @st.composite
