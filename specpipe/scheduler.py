@@ -116,9 +116,10 @@ class Scheduler:
             target.held.add(request)
             self._running[request] = sequence
         for sequence in self._running.values():
+            if sequence.draft is not DraftState.ABSENT or draft.free < 1:
+                continue
             early = self._taking_turns and sequence.behind > 0
-            idle = bool(self._prices(DraftState.OPEN))  # it would add nothing
-            if sequence.draft is DraftState.ABSENT and draft.free > 0 and not (early or idle):
+            if not (early or self._prices(DraftState.OPEN)):  # else it would add nothing
                 self._commands.append(self.open(sequence))
 
     # -- the target
