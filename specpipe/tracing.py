@@ -9,7 +9,8 @@ worker is a row, and so is the coordinator. Times are microseconds since the fir
 | target | `verify`: a pass that judged a block; `prefill`: one that judged nothing | |
 | coordinator | `commit`, or `rollback` where that contradicts what was drafted | requests, losses |
 
-An arrow leads from a block's last guess to its verification, and on to the commit.
+What the target looks up itself is drawn in the draft's row, too. An arrow leads from a block's last
+guess to its verification, and on to the commit.
 
 The tracer sees what crosses the coordinator's border: events in, commands out. It is told once
 they are on their way, so it costs nobody's time.

@@ -44,14 +44,12 @@ MORE_POINTS = [(c, a, r) for c in (2, 3, 5, 10, 20) for a in (0.5, 0.9) for r in
 RIVALS = ("take_all", "serial:2", "serial:4", "serial:7", "pearl:2", "pearl:5", "pearl:8")
 
 
-def assert_best(
-    c: float, acceptance: float, row_cost: float, tokens: int, least: float = 0.99, **changes
-) -> None:
+def assert_best(c: float, acceptance: float, row_cost: float, tokens: int, **changes) -> None:
     hardware = replace(Hardware.of_ratio(c, row_cost), **changes)
     scene = Scene(hardware, acceptance)
     ours = simulate(scene, "elastic", tokens, seed=5).speedup
     for rival in RIVALS:
-        assert ours >= least * simulate(scene, rival, tokens, seed=5).speedup, rival
+        assert ours >= 0.99 * simulate(scene, rival, tokens, seed=5).speedup, rival
 
 
 @pytest.mark.parametrize(("c", "acceptance", "row_cost"), POINTS)
@@ -64,12 +62,8 @@ def test_no_tuned_rule_is_better(c, acceptance, row_cost):
 @pytest.mark.parametrize(("c", "acceptance", "row_cost"), MORE_POINTS)
 @pytest.mark.parametrize("changes", [{}, {"grain": 1.0, "jitter": 0.05}, {"latency": 2e-4}])
 def test_no_tuned_rule_is_better_anywhere(c, acceptance, row_cost, changes):
-    """Nor at the corners of the grid, without droppable steps, or over a slow channel.
-
-    There but for 2 %: the plan has no term for words that are on their way.
-    """
-    least = 0.975 if "latency" in changes else 0.99
-    assert_best(c, acceptance, row_cost, 12_000, least, **changes)
+    """Nor at the corners of the grid, without droppable steps, or over a slow channel."""
+    assert_best(c, acceptance, row_cost, 12_000, **changes)
 
 
 @pytest.mark.parametrize("row_cost", [0.0, 0.1])
@@ -215,8 +209,8 @@ def test_a_free_guess_is_sent_if_it_is_worth_its_row(confidences, row_cost, expe
     assert policy.decide(situation).send == expected
 
 
-def test_a_model_that_rests_leaves_look_ups_to_be_sent():
-    """Resting meant that nothing was sent: then hybrid would be slower than look-ups alone."""
+def at_rest() -> Elastic:
+    """A rule that has found out that its draft's model does not pay."""
     policy = calibrated(learned(acceptance=0.02, c=1.0, row_cost=0.1))
     free_passes(policy, 0.1)
     for _ in range(400):
@@ -225,6 +219,12 @@ def test_a_model_that_rests_leaves_look_ups_to_be_sent():
         policy.reflect()
         if policy._resting.now:
             break
+    return policy
+
+
+def test_a_model_that_rests_leaves_look_ups_to_be_sent():
+    """Resting meant that nothing was sent: then hybrid would be slower than look-ups alone."""
+    policy = at_rest()
     decision = policy.decide(Situation([0.95] * 3, 50, may_wait=False, free_guesses=True))
     assert decision == Decision(3, 0)
 
@@ -233,14 +233,7 @@ def test_the_target_guesses_itself_while_the_model_rests_and_only_then():
     """Beside a draft at work both would guess the same places; beside one at rest, nobody."""
     assert Elastic().prices(1, DraftState.OPEN) == ()
     assert Elastic().prices(1, DraftState.OPENING), "a draft that still reads has no guesses"
-    policy = calibrated(learned(acceptance=0.02, c=1.0, row_cost=0.1))
-    free_passes(policy, 0.1)
-    for _ in range(400):
-        policy.verified(Verified(0, 1, 0, 1.3, alone=False))
-        policy.judged([Judged(0, 0, 0, 0.5, False, 0.0, 0.0)])
-        policy.reflect()
-        if policy._resting.now:
-            break
+    policy = at_rest()
     prices = policy.prices(1, DraftState.OPEN)
     assert prices == policy.prices(1, DraftState.ABSENT)
     assert all(0 < price < 0.5 for price in prices)

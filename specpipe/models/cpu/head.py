@@ -79,7 +79,7 @@ class Vocabulary:
 
     @property
     def output_ids(self) -> OutputIds | None:
-        """Which tokens logits have columns for; None: all that can be produced."""
+        """Which tokens logits have columns for; None: all."""
         return self._seen.output_ids if self._seen else None
 
     def see(self, tokens: Sequence[int]) -> None:

@@ -165,7 +165,7 @@ class CudaDecoder(Decoder):
 
     @property
     def output_ids(self) -> OutputIds | None:
-        """Which tokens logits have columns for; None: all that can be produced."""
+        """Which tokens logits have columns for; None: all."""
         return self._seen.output_ids if self._seen else None
 
     @torch.inference_mode()
